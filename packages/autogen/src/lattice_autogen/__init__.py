@@ -1,0 +1,1 @@
+"""Network identity for AutoGen agents."""

@@ -1,0 +1,1 @@
+"""Network identity for the Claude Agent SDK and the claude command."""

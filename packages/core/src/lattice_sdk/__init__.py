@@ -1,0 +1,1 @@
+"""The life of one agent identity: enroll, tunnel up, renew, tear down."""

@@ -1,0 +1,1 @@
+"""The Lattice data plane: one small Go program over wireguard-go and gVisor netstack."""

@@ -1,0 +1,1 @@
+"""Network identity for Kubernetes Jobs: init container, sidecar, injection."""

@@ -1,0 +1,1 @@
+"""Network identity over the lifespan of a LangGraph StateGraph."""

@@ -1,0 +1,1 @@
+"""The Lattice control plane and gateway daemon."""
