@@ -5,7 +5,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 root=$PWD
-GO_MIN_MINOR=24   # DESIGN: Go >= 1.24
+GO_MIN_MINOR=$(sed -n "s/^go 1\.\([0-9]*\).*/\1/p" packages/engine/go.mod)
 
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 

@@ -51,7 +51,9 @@ def _public_key(value: str) -> str:
     except (binascii.Error, ValueError):
         raw = b""
     if len(raw) != WIREGUARD_KEY_BYTES:
-        raise ValueError("not a WireGuard key: 32 bytes in base64, 44 characters, as `wg pubkey` prints")
+        raise ValueError(
+            "not a WireGuard key: 32 bytes as 44 characters of base64, as `wg pubkey` prints"
+        )
     if not any(raw):
         raise ValueError("the all-zero key belongs to nobody")
     return base64.b64encode(raw).decode()
@@ -74,7 +76,7 @@ Protocol = Literal["tcp", "udp"]
 
 
 class WireModel(BaseModel):
-    """Base of everything on the wire. Unknown fields in answers are ignored, so servers may grow."""
+    """Base of all on the wire. Unknown fields in answers are ignored, so that servers may grow."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
 
