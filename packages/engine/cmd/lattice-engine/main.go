@@ -4,16 +4,26 @@ package main
 import (
 	"fmt"
 	"os"
+
+	"lattice.dev/engine/internal/gateway"
+	"lattice.dev/engine/internal/netstack"
 )
 
 // version is set by the build from the package's version.
 var version = "0.1.0"
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == "version" {
-		fmt.Println(version)
-		return
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case "netstack":
+			os.Exit(netstack.Main(os.Args[2:], version))
+		case "gateway":
+			os.Exit(gateway.Main(os.Args[2:], version))
+		case "version", "--version":
+			fmt.Println(version)
+			return
+		}
 	}
-	fmt.Fprintln(os.Stderr, "usage: lattice-engine version")
+	fmt.Fprintln(os.Stderr, "usage: lattice-engine netstack|gateway|version [--help]")
 	os.Exit(2)
 }

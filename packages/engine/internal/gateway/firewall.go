@@ -1,0 +1,206 @@
+package gateway
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// The table and its sets. What passes is decided by elements of live, grants and pairs, each with a kernel timeout:
+// the rules never change.
+const (
+	tableName   = "lattice"
+	setLive     = "live"     // addresses whose identity lives
+	setGrants   = "grants"   // source . destination . protocol . port : accept
+	setPairs    = "pairs"    // source . destination : accept, for grants of any protocol
+	setDenied   = "denied"   // what was refused, with counters
+	setRefusals = "refusals" // refusals a second, by source
+
+	deniedSize    = 8192
+	deniedTimeout = time.Minute
+	// refusalRate bounds the answers that one agent can make the gateway send, in packets a second.
+	refusalRate = 500
+)
+
+type firewall struct {
+	iface   string
+	gateway netip.Addr
+	host    bool
+	table   *nftables.Table
+	sets    map[string]*nftables.Set
+}
+
+// tableOf names the table: two gateways of one network namespace do not share one.
+func tableOf(iface string) string {
+	if iface == "lattice0" {
+		return tableName
+	}
+	return tableName + "-" + iface
+}
+
+// newFirewall makes the table in one transaction, in place of one that an earlier process has left.
+func newFirewall(iface string, gateway netip.Addr, host bool) (*firewall, error) {
+	f := &firewall{
+		iface: iface, gateway: gateway, host: host,
+		table: &nftables.Table{Name: tableOf(iface), Family: nftables.TableFamilyINet},
+	}
+	return f, f.write()
+}
+
+// write makes the table with its rules and empty sets, in place of what is there.
+func (f *firewall) write() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	// Deleting what is not there is an error, adding what is there is none.
+	conn.AddTable(f.table)
+	conn.DelTable(f.table)
+	conn.AddTable(f.table)
+	if err := f.addSets(conn); err != nil {
+		return err
+	}
+	r := ruleset{conn: conn, firewall: f}
+	r.add()
+	if err := conn.Flush(); err != nil {
+		return startFailure("nftables_failed", "the nftables table %s cannot be made (%w): the kernel needs nf_tables with inet, ct and reject (modules nf_tables, nft_ct, nft_reject_inet)", f.table.Name, err)
+	}
+	return nil
+}
+
+func (f *firewall) addSets(conn *nftables.Conn) error {
+	flow := nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)
+	pair := nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr)
+	f.sets = map[string]*nftables.Set{}
+	for _, set := range []*nftables.Set{
+		{Name: setLive, KeyType: nftables.TypeIPAddr, HasTimeout: true},
+		{Name: setGrants, KeyType: flow, Concatenation: true, IsMap: true, DataType: nftables.TypeVerdict, HasTimeout: true},
+		{Name: setPairs, KeyType: pair, Concatenation: true, IsMap: true, DataType: nftables.TypeVerdict, HasTimeout: true},
+		{Name: setDenied, KeyType: flow, Concatenation: true, Dynamic: true, HasTimeout: true, Timeout: deniedTimeout, Size: deniedSize},
+		{Name: setRefusals, KeyType: nftables.TypeIPAddr, Dynamic: true, HasTimeout: true, Timeout: 10 * time.Second, Size: 65535},
+	} {
+		set.Table = f.table
+		if err := conn.AddSet(set, nil); err != nil {
+			return fmt.Errorf("nftables set %s: %w", set.Name, err)
+		}
+		f.sets[set.Name] = set
+	}
+	return nil
+}
+
+// remove takes the table away; in a namespace of its own it would vanish anyway.
+func (f *firewall) remove() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	conn.DelTable(f.table)
+	return conn.Flush()
+}
+
+// ruleset writes the rules. It is an nftables program, spelled in the comments as nft would print it.
+type ruleset struct {
+	conn     *nftables.Conn
+	firewall *firewall
+}
+
+func (r *ruleset) add() {
+	deny := r.conn.AddChain(&nftables.Chain{Name: "deny", Table: r.firewall.table})
+	forward := r.base("forward", nftables.ChainHookForward)
+	input := r.base("input", nftables.ChainHookInput)
+	output := r.base("output", nftables.ChainHookOutput)
+	if r.firewall.host {
+		// The host's own traffic is none of ours.
+		r.rule(forward, r.in(false), r.out(false), accept)
+		r.rule(input, r.in(false), accept)
+		r.rule(output, r.out(false), accept)
+	}
+
+	r.rule(forward, r.in(false), drop)
+	r.rule(forward, notIPv4, drop)
+	r.rule(forward, r.out(false), goTo(deny))
+	// ct direction reply ct state established ip saddr @live ip daddr @live accept
+	r.rule(forward, ctReply, ctState(expr.CtStateBitESTABLISHED), r.isLive(source), r.isLive(destination), accept)
+	// meta l4proto icmp ct state related ip saddr @live ip daddr @live accept
+	r.rule(forward, l4proto(unix.IPPROTO_ICMP), ctState(expr.CtStateBitRELATED), r.isLive(source), r.isLive(destination), accept)
+	// The original direction is looked up on every packet: a grant's end needs nobody to act.
+	// ip saddr . ip daddr . meta l4proto . th dport vmap @grants
+	r.rule(forward, flowKey, r.verdict(setGrants))
+	// ip saddr . ip daddr vmap @pairs
+	r.rule(forward, pairKey, r.verdict(setPairs))
+	r.rule(forward, goTo(deny))
+
+	r.rule(input, r.in(false), drop)
+	r.rule(input, notIPv4, drop)
+	r.rule(input, payloadIs(destination, r.firewall.gateway.AsSlice()), l4proto(unix.IPPROTO_ICMP), icmpType(8), r.isLive(source), accept)
+	r.rule(input, goTo(deny))
+
+	r.rule(output, r.out(false), drop)
+	r.rule(output, notIPv4, drop)
+	r.rule(output, l4proto(unix.IPPROTO_ICMP), icmpType(0), r.isLive(destination), accept) // echo reply
+	for _, t := range []byte{3, 11, 12} {                                                  // unreachable, time exceeded, parameter problem; never a redirect
+		r.rule(output, l4proto(unix.IPPROTO_ICMP), icmpType(t), accept)
+	}
+	r.rule(output, l4proto(unix.IPPROTO_TCP), tcpFlags(0x04, 0x04), accept) // the reset that refuses
+
+	r.rule(deny, ctState(expr.CtStateBitINVALID), drop)
+	// Only what opens a flow is recorded: the rest of a flow whose grant has gone is not an attempt.
+	// tcp flags & (syn | ack) == syn ip saddr @live update @denied { ip saddr . ip daddr . meta l4proto . th dport counter }
+	r.rule(deny, l4proto(unix.IPPROTO_TCP), tcpFlags(0x12, 0x02), r.isLive(source), flowKey, r.count())
+	r.rule(deny, l4proto(unix.IPPROTO_UDP), r.isLive(source), flowKey, r.count())
+	r.rule(deny, notL4proto(unix.IPPROTO_TCP), notL4proto(unix.IPPROTO_UDP), r.isLive(source), flowKeyWithoutPort, r.count())
+	// update @refusals { ip saddr limit rate over 500/second } drop
+	r.rule(deny, source.load(1), r.limit(), drop)
+	r.rule(deny, l4proto(unix.IPPROTO_TCP), reject(unix.NFT_REJECT_TCP_RST, 0))
+	r.rule(deny, reject(unix.NFT_REJECT_ICMPX_UNREACH, unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED))
+}
+
+func (r *ruleset) base(name string, hook *nftables.ChainHook) *nftables.Chain {
+	policy := nftables.ChainPolicyDrop
+	return r.conn.AddChain(&nftables.Chain{
+		Name: name, Table: r.firewall.table, Type: nftables.ChainTypeFilter,
+		Hooknum: hook, Priority: nftables.ChainPriorityFilter, Policy: &policy,
+	})
+}
+
+func (r *ruleset) rule(chain *nftables.Chain, parts ...[]expr.Any) {
+	var all []expr.Any
+	for _, p := range parts {
+		all = append(all, p...)
+	}
+	r.conn.AddRule(&nftables.Rule{Table: r.firewall.table, Chain: chain, Exprs: all})
+}
+
+func (r *ruleset) in(is bool) []expr.Any {
+	return interfaceIs(expr.MetaKeyIIFNAME, r.firewall.iface, is)
+}
+func (r *ruleset) out(is bool) []expr.Any {
+	return interfaceIs(expr.MetaKeyOIFNAME, r.firewall.iface, is)
+}
+
+// isLive looks one address of the packet up in the set of live identities.
+func (r *ruleset) isLive(f field) []expr.Any {
+	set := r.firewall.sets[setLive]
+	return append(f.load(1), &expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID})
+}
+
+// verdict looks the key in register 1 up in a verdict map.
+func (r *ruleset) verdict(name string) []expr.Any {
+	set := r.firewall.sets[name]
+	return []expr.Any{&expr.Lookup{SourceRegister: 1, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: set.Name, SetID: set.ID}}
+}
+
+func (r *ruleset) count() []expr.Any {
+	set := r.firewall.sets[setDenied]
+	return []expr.Any{&expr.Dynset{SrcRegKey: 1, SetName: set.Name, SetID: set.ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{&expr.Counter{}}}}
+}
+
+func (r *ruleset) limit() []expr.Any {
+	set := r.firewall.sets[setRefusals]
+	limit := &expr.Limit{Type: expr.LimitTypePkts, Rate: refusalRate, Unit: expr.LimitTimeSecond, Burst: refusalRate, Over: true}
+	return []expr.Any{&expr.Dynset{SrcRegKey: 1, SetName: set.Name, SetID: set.ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{limit}}}
+}

@@ -1,0 +1,236 @@
+package gateway
+
+import (
+	"bufio"
+	"net"
+	"net/http"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+func TestDeniedFlowsAreReportedWithTheirAgent(t *testing.T) {
+	each(t, func(t *testing.T, g *running) {
+		agent, service := g.client("agent", "10.96.2.5"), g.client("service", "10.96.0.7")
+		g.put(agent.body(60), service.body(nil))
+		agent.up()
+		service.up()
+		lines := g.events()
+		if _, err := agent.dial(service, 22, 3*time.Second); !isRefused(err) {
+			t.Errorf("tcp: %v", err)
+		}
+		await(t, lines, m{"type": "denied", "id": "agent", "source": "10.96.2.5", "destination": "10.96.0.7", "protocol": "tcp", "port": 22})
+		outside := &client{address: netip.MustParseAddr("198.51.100.7")}
+		if _, err := agent.dial(outside, 80, 3*time.Second); !isRefused(err) {
+			t.Errorf("outside the overlay: %v", err)
+		}
+		await(t, lines, m{"type": "denied", "id": "agent", "destination": "198.51.100.7", "protocol": "tcp", "port": 80})
+		gateway := &client{address: netip.MustParseAddr("10.96.0.1")}
+		if _, err := agent.dial(gateway, 22, 3*time.Second); !isRefused(err) {
+			t.Errorf("the gateway itself: %v", err)
+		}
+		await(t, lines, m{"type": "denied", "id": "agent", "destination": "10.96.0.1", "protocol": "tcp", "port": 22})
+		socket, err := agent.net.DialUDPAddrPort(netip.AddrPort{}, netip.MustParseAddrPort("10.96.0.7:53"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer socket.Close()
+		for range 3 {
+			_, _ = socket.Write([]byte("x"))
+		}
+		await(t, lines, m{"type": "denied", "id": "agent", "destination": "10.96.0.7", "protocol": "udp", "port": 53})
+	})
+}
+
+func TestEventsWaitForAReader(t *testing.T) {
+	inOne(t, func(t *testing.T, g *running) {
+		g.put(g.client("agent", "10.96.2.5").body(0.2))
+		for g.get("/v1/status")["peers"] != 0.0 {
+			time.Sleep(20 * time.Millisecond)
+		}
+		await(t, g.events(), m{"type": "expired", "id": "agent"})
+	})
+}
+
+func TestAPeerThatHasEndedOnTheWayIsNotLetIn(t *testing.T) {
+	inOne(t, func(t *testing.T, g *running) {
+		if answer := g.put(g.client("agent", "10.96.2.5").body(-1)); answer["peers"] != 0.0 {
+			t.Errorf("%v", answer)
+		}
+		await(t, g.events(), m{"type": "expired", "id": "agent"})
+	})
+}
+
+func TestSpoofedSourceReachesNothing(t *testing.T) {
+	each(t, func(t *testing.T, g *running) {
+		service, victim := g.client("service", "10.96.0.7"), g.client("victim", "10.96.2.5")
+		spoofer := g.client("spoofer", "10.96.2.5")
+		body := spoofer.body(60)
+		body["address"] = "10.96.2.66"
+		g.put(service.body(nil), victim.body(60, toTCP(service, 443)), body)
+		service.up()
+		service.serve(443, hello)
+		victim.up()
+		if stream, err := spoofer.dial(service, 443, time.Second); err == nil {
+			stream.Close()
+			t.Error("a packet with another peer's source address passed")
+		}
+		stream, err := victim.dial(service, 443, 5*time.Second)
+		if err != nil {
+			t.Fatalf("the address's owner: %v", err)
+		}
+		stream.Close()
+	})
+}
+
+func TestUDPReplyStreamEndsWithItsReceiversIdentity(t *testing.T) {
+	each(t, func(t *testing.T, g *running) {
+		agent, service := g.client("agent", "10.96.2.5"), g.client("service", "10.96.0.7")
+		g.put(agent.body(2, m{"to": "10.96.0.7", "protocol": "udp", "port": 5000}), service.body(nil))
+		deadline := time.Now().Add(2 * time.Second)
+		agent.up()
+		service.up()
+		server, err := service.net.ListenUDPAddrPort(netip.MustParseAddrPort("10.96.0.7:5000"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer server.Close()
+		go func() {
+			_, from, err := server.ReadFrom(make([]byte, 64))
+			for err == nil {
+				time.Sleep(2 * time.Millisecond)
+				_, err = server.WriteTo([]byte("data"), from)
+			}
+		}()
+		socket, err := agent.net.DialUDPAddrPort(netip.AddrPort{}, netip.MustParseAddrPort("10.96.0.7:5000"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer socket.Close()
+		// One request: the original direction is silent from then on.
+		if _, err := socket.Write([]byte("go")); err != nil {
+			t.Fatal(err)
+		}
+		var last time.Time
+		count := 0
+		_ = socket.SetReadDeadline(deadline.Add(1500 * time.Millisecond))
+		for {
+			if _, err := socket.Read(make([]byte, 64)); err != nil {
+				break
+			}
+			last = time.Now()
+			count++
+		}
+		t.Logf("%d datagrams, the last %v after the deadline", count, last.Sub(deadline))
+		if count < 10 {
+			t.Error("the stream never ran")
+		}
+		if last.Sub(deadline) > 500*time.Millisecond {
+			t.Error("the stream outlived the identity")
+		}
+	})
+}
+
+func TestAnyGrantPassesEveryProtocolAndTheServiceMayNotOpenTheWayBack(t *testing.T) {
+	each(t, func(t *testing.T, g *running) {
+		one, two := g.client("one", "10.96.2.5"), g.client("two", "10.96.2.6")
+		g.put(one.body(60, m{"to": "10.96.2.6", "protocol": "any", "port": 0}), two.body(60))
+		one.up()
+		two.up()
+		two.serve(9999, hello)
+		one.serve(9999, hello)
+		stream, err := one.dial(two, 9999, 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stream.Close()
+		if !one.ping("10.96.2.6", 3*time.Second) {
+			t.Error("no echo with a grant of any protocol")
+		}
+		if _, err := two.dial(one, 9999, 3*time.Second); !isRefused(err) {
+			t.Errorf("the way back: %v", err)
+		}
+	})
+}
+
+func TestTheSameStateAgainMovesNoDeadlineAndTouchesNoConnection(t *testing.T) {
+	inOne(t, func(t *testing.T, g *running) {
+		agent, service := g.client("agent", "10.96.2.5"), g.client("service", "10.96.0.7")
+		began := time.Now()
+		state := []m{agent.body(60.0, toTCP(service, 443)), service.body(nil)}
+		g.put(state...)
+		agent.up()
+		service.up()
+		service.serve(443, func(c net.Conn) {
+			lines := bufio.NewReader(c)
+			for {
+				line, err := lines.ReadString('\n')
+				if err != nil {
+					return
+				}
+				_, _ = c.Write([]byte(line))
+			}
+		})
+		stream, err := agent.dial(service, 443, 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stream.Close()
+		answers := bufio.NewReader(stream)
+		for range 20 {
+			state[0]["expiresIn"] = 60 - time.Since(began).Seconds() + 0.05
+			if answer := g.put(state...); answer["grants"] != 1.0 {
+				t.Fatalf("%v", answer)
+			}
+			_, _ = stream.Write([]byte("still here\n"))
+			if line, err := answers.ReadString('\n'); err != nil {
+				t.Fatalf("%q %v", line, err)
+			}
+		}
+		left := g.get("/v1/peers")["peers"].([]any)[0].(m)["expiresIn"].(float64)
+		if most := 60 - time.Since(began).Seconds() + 0.02; left > most {
+			t.Errorf("the deadline has moved: %v left, at most %v", left, most)
+		}
+	})
+}
+
+func TestANewKeyReplacesTheOldOneAndKeepsTheAddress(t *testing.T) {
+	inOne(t, func(t *testing.T, g *running) {
+		old, service := g.client("agent", "10.96.2.5"), g.client("service", "10.96.0.7")
+		g.put(old.body(60, toTCP(service, 443)), service.body(nil))
+		old.up()
+		service.up()
+		service.serve(443, hello)
+		fresh := g.client("agent", "10.96.2.5")
+		g.patch(fresh.body(60, toTCP(service, 443)))
+		fresh.up()
+		stream, err := fresh.dial(service, 443, 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stream.Close()
+		if old.ping("10.96.0.1", 600*time.Millisecond) {
+			t.Error("the old key still works")
+		}
+	})
+}
+
+func TestAnAddressMayPassFromOneIdentityToAnotherInOneChange(t *testing.T) {
+	inOne(t, func(t *testing.T, g *running) {
+		first, second, service := g.client("first", "10.96.2.5"), g.client("second", "10.96.2.5"), g.client("service", "10.96.0.7")
+		g.put(first.body(60, toTCP(service, 443)), service.body(nil))
+		first.up()
+		service.up()
+		service.serve(443, endless)
+		_, progress := first.download(service, 443)
+		if !progress() {
+			t.Fatal("the download does not run")
+		}
+		g.state(http.MethodPatch, m{"revision": 4, "upsert": []m{second.body(60)}, "remove": []string{"first"}})
+		second.up()
+		drained(t, progress)
+		if _, err := second.dial(service, 443, 3*time.Second); !isRefused(err) {
+			t.Errorf("the address's next holder inherits its grants: %v", err)
+		}
+	})
+}

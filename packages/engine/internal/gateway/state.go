@@ -1,0 +1,212 @@
+package gateway
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	maxIDLength = 256
+	// maxLife is far beyond any identity's, and far below what overflows a kernel timeout.
+	maxLife = 10 * 365 * 24 * time.Hour
+	// Two deadlines of one identity differ by how long their messages took. Later by less than lateSlack is the same
+	// deadline heard late, so that a full resync moves none.
+	lateSlack  = 250 * time.Millisecond
+	earlySlack = 20 * time.Millisecond
+)
+
+// stateBody is the body of PUT and PATCH /v1/state.
+type stateBody struct {
+	Revision int64      `json:"revision"`
+	Upsert   []peerBody `json:"upsert"`
+	Remove   []string   `json:"remove"`
+}
+
+type peerBody struct {
+	ID        string      `json:"id"`
+	PublicKey string      `json:"publicKey"`
+	Address   string      `json:"address"`
+	ExpiresIn *float64    `json:"expiresIn"`
+	Grants    []grantBody `json:"grants"`
+}
+
+type grantBody struct {
+	To       string `json:"to"`
+	Protocol string `json:"protocol"`
+	Port     int    `json:"port"`
+}
+
+// publicKey is a Curve25519 key.
+type publicKey [32]byte
+
+func (k publicKey) String() string { return base64.StdEncoding.EncodeToString(k[:]) }
+
+// grant is one destination that a peer may open flows to. Protocol 0 is any.
+type grant struct {
+	to       netip.Addr
+	protocol uint8
+	port     uint16
+}
+
+// peer is one identity as the gateway enforces it. It is never changed once it is in the state: an update makes another.
+type peer struct {
+	id       string
+	key      publicKey
+	address  netip.Addr
+	deadline instant // 0 for none
+	grants   map[grant]struct{}
+}
+
+// instant is a time on CLOCK_BOOTTIME, in nanoseconds: it neither jumps nor stops while the machine sleeps.
+type instant int64
+
+func now() instant {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t)
+	return instant(t.Nano())
+}
+
+// earlier is the first of two deadlines, of which 0 is none.
+func earlier(a, b instant) instant {
+	switch {
+	case a == 0:
+		return b
+	case b == 0:
+		return a
+	default:
+		return min(a, b)
+	}
+}
+
+// settle chooses between the deadline that is in force and one that was just heard.
+func settle(old, heard instant) instant {
+	if old == 0 || heard == 0 {
+		return heard
+	}
+	late := time.Duration(heard - old)
+	if late < lateSlack && late > -earlySlack {
+		return old
+	}
+	return heard
+}
+
+// problem is a refused request.
+type problem struct {
+	status int
+	code   string
+	detail string
+}
+
+func (p *problem) Error() string { return p.detail }
+
+func invalid(code, format string, args ...any) *problem {
+	return &problem{status: 422, code: code, detail: fmt.Sprintf(format, args...)}
+}
+
+// parse checks one peer of a request. overlay is the gateway's address with the overlay's prefix.
+func (b *peerBody) parse(overlay netip.Prefix, at instant) (*peer, *problem) {
+	if b.ID == "" || len(b.ID) > maxIDLength {
+		return nil, invalid("invalid_id", "a peer's id has 1 to %d bytes, this one has %d", maxIDLength, len(b.ID))
+	}
+	p := &peer{id: b.ID, grants: make(map[grant]struct{}, len(b.Grants))}
+	raw, err := base64.StdEncoding.Strict().DecodeString(b.PublicKey)
+	if err != nil || len(raw) != len(p.key) {
+		return nil, invalid("invalid_public_key", "peer %s: publicKey is not 32 bytes in base64, as `wg pubkey` prints them", b.ID)
+	}
+	copy(p.key[:], raw)
+	if p.key == (publicKey{}) {
+		return nil, invalid("invalid_public_key", "peer %s: the all-zero key belongs to nobody", b.ID)
+	}
+	if p.address, err = overlayAddress(b.Address, overlay); err != nil {
+		return nil, invalid("invalid_address", "peer %s: %v", b.ID, err)
+	}
+	if p.address == overlay.Addr() {
+		return nil, invalid("invalid_address", "peer %s: %s is the gateway's own address", b.ID, p.address)
+	}
+	if b.ExpiresIn != nil {
+		if math.IsNaN(*b.ExpiresIn) || math.IsInf(*b.ExpiresIn, 0) || *b.ExpiresIn > maxLife.Seconds() {
+			return nil, invalid("invalid_expires_in", "peer %s: expiresIn is a number of seconds of at most %.0f, or null for none", b.ID, maxLife.Seconds())
+		}
+		p.deadline = max(1, at+instant(max(*b.ExpiresIn, -1)*float64(time.Second)))
+	}
+	for _, g := range b.Grants {
+		parsed, err := g.parse(overlay)
+		if err != nil {
+			return nil, invalid("invalid_grant", "peer %s: %v", b.ID, err)
+		}
+		p.grants[parsed] = struct{}{}
+	}
+	return p, nil
+}
+
+func (b *grantBody) parse(overlay netip.Prefix) (grant, error) {
+	to, err := overlayAddress(b.To, overlay)
+	if err != nil {
+		return grant{}, fmt.Errorf("grant to %w", err)
+	}
+	switch b.Protocol {
+	case "any":
+		if b.Port != 0 {
+			return grant{}, fmt.Errorf("grant to %s: protocol any goes with port 0, not %d", to, b.Port)
+		}
+		return grant{to: to}, nil
+	case "tcp", "udp":
+		if b.Port < 1 || b.Port > 65535 {
+			return grant{}, fmt.Errorf("grant to %s: port %d is not 1 to 65535", to, b.Port)
+		}
+		protocol := uint8(unix.IPPROTO_TCP)
+		if b.Protocol == "udp" {
+			protocol = unix.IPPROTO_UDP
+		}
+		return grant{to: to, protocol: protocol, port: uint16(b.Port)}, nil
+	}
+	return grant{}, fmt.Errorf("grant to %s: protocol %q is not tcp, udp or any", to, b.Protocol)
+}
+
+func overlayAddress(s string, overlay netip.Prefix) (netip.Addr, error) {
+	address, err := netip.ParseAddr(s)
+	if err != nil || !address.Is4() {
+		return netip.Addr{}, fmt.Errorf("%q is not an IPv4 address such as 10.96.2.5", s)
+	}
+	if !overlay.Contains(address) {
+		return netip.Addr{}, fmt.Errorf("%s is outside the overlay %s", address, overlay.Masked())
+	}
+	if address == overlay.Masked().Addr() || address == lastOf(overlay) {
+		return netip.Addr{}, fmt.Errorf("%s is the network's or the broadcast address of the overlay %s", address, overlay.Masked())
+	}
+	return address, nil
+}
+
+// lastOf is the broadcast address of a prefix.
+func lastOf(p netip.Prefix) netip.Addr {
+	a := p.Masked().Addr().As4()
+	last := binary.BigEndian.Uint32(a[:]) | ^uint32(0)>>p.Bits()
+	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, last)))
+}
+
+// elementOf is the element that lets p's grant pass.
+func (g grant) elementOf(p *peer) elementKey {
+	from, to := p.address.As4(), g.to.As4()
+	k := elementKey{set: inPairs, size: 8}
+	copy(k.key[0:], from[:])
+	copy(k.key[4:], to[:])
+	if g.protocol != 0 {
+		k.set, k.size = inGrants, 16
+		k.key[8] = g.protocol
+		k.key[12], k.key[13] = byte(g.port>>8), byte(g.port)
+	}
+	return k
+}
+
+func liveElement(address netip.Addr) elementKey {
+	k := elementKey{set: inLive, size: 4}
+	a := address.As4()
+	copy(k.key[:], a[:])
+	return k
+}

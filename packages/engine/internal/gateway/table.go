@@ -1,0 +1,240 @@
+package gateway
+
+import (
+	"maps"
+	"net/netip"
+	"time"
+)
+
+// table is the desired state with its indexes, and the elements that follow from it. It is pure memory: the
+// gateway asks it for a plan, carries the plan out, and only then commits it.
+type table struct {
+	peers     map[string]*peer
+	byKey     map[publicKey]*peer
+	byAddress map[netip.Addr]*peer
+	granting  map[netip.Addr]map[*peer]struct{} // who grants itself a way to this address
+	elements  map[elementKey]instant            // what the kernel has, with deadlines
+}
+
+func newTable() *table {
+	return &table{
+		peers:     map[string]*peer{},
+		byKey:     map[publicKey]*peer{},
+		byAddress: map[netip.Addr]*peer{},
+		granting:  map[netip.Addr]map[*peer]struct{}{},
+		elements:  map[elementKey]instant{},
+	}
+}
+
+// plan is the way from the state in force to the next one.
+type plan struct {
+	remove   []*peer // out of the state, or replaced by one of put
+	put      []*peer // into the state; those without any difference are left out
+	deadline map[elementKey]instant
+	changes  []change
+	// gone are addresses that have lost their identity; cut are the grants that no longer pass.
+	gone map[netip.Addr]struct{}
+	cut  []elementKey
+}
+
+// replace plans the whole state to be exactly next.
+func (t *table) replace(next map[string]*peer, at instant) (*plan, *problem) {
+	removed := map[string]bool{}
+	for id := range t.peers {
+		if next[id] == nil {
+			removed[id] = true
+		}
+	}
+	return t.update(next, removed, at)
+}
+
+// update plans the upserts and removals of a patch. An id in both is refused by the caller.
+func (t *table) update(upsert map[string]*peer, removed map[string]bool, at instant) (*plan, *problem) {
+	p := &plan{deadline: map[elementKey]instant{}, gone: map[netip.Addr]struct{}{}}
+	for id := range removed {
+		if old := t.peers[id]; old != nil {
+			p.remove = append(p.remove, old)
+		}
+	}
+	for id, next := range upsert {
+		old := t.peers[id]
+		if old != nil {
+			next.deadline = settle(old.deadline, next.deadline)
+			if same(old, next) {
+				continue
+			}
+			p.remove = append(p.remove, old)
+		}
+		p.put = append(p.put, next)
+	}
+	if bad := t.conflict(p); bad != nil {
+		return nil, bad
+	}
+	t.diff(p, at)
+	return p, nil
+}
+
+func same(a, b *peer) bool {
+	return a.key == b.key && a.address == b.address && a.deadline == b.deadline && maps.Equal(a.grants, b.grants)
+}
+
+// conflict finds keys and addresses that two identities would have at once.
+func (t *table) conflict(p *plan) *problem {
+	leaving := make(map[*peer]bool, len(p.remove))
+	for _, old := range p.remove {
+		leaving[old] = true
+	}
+	keys, addresses := make(map[publicKey]*peer, len(p.put)), make(map[netip.Addr]*peer, len(p.put))
+	for _, next := range p.put {
+		other := keys[next.key]
+		if staying := t.byKey[next.key]; staying != nil && !leaving[staying] {
+			other = staying
+		}
+		if other != nil {
+			return &problem{409, "duplicate_key", "peers " + other.id + " and " + next.id + " have the same public key: a key is one identity"}
+		}
+		other = addresses[next.address]
+		if staying := t.byAddress[next.address]; staying != nil && !leaving[staying] {
+			other = staying
+		}
+		if other != nil {
+			return &problem{409, "duplicate_address", "peers " + other.id + " and " + next.id + " have the same address " + next.address.String()}
+		}
+		keys[next.key], addresses[next.address] = next, next
+	}
+	return nil
+}
+
+// diff works out the elements of everything that the plan touches.
+func (t *table) diff(p *plan, at instant) {
+	touched := map[elementKey]struct{}{}
+	next := make(map[netip.Addr]*peer, len(p.put))
+	leaving := make(map[*peer]bool, len(p.remove))
+	note := func(who *peer) {
+		touched[liveElement(who.address)] = struct{}{}
+		for g := range who.grants {
+			touched[g.elementOf(who)] = struct{}{}
+		}
+		for from := range t.granting[who.address] {
+			for g := range from.grants {
+				if g.to == who.address {
+					touched[g.elementOf(from)] = struct{}{}
+				}
+			}
+		}
+	}
+	for _, old := range p.remove {
+		leaving[old] = true
+		note(old)
+	}
+	for _, who := range p.put {
+		next[who.address] = who
+		note(who)
+	}
+	holder := func(address netip.Addr) *peer {
+		if who := next[address]; who != nil {
+			return who
+		}
+		if who := t.byAddress[address]; who != nil && !leaving[who] {
+			return who
+		}
+		return nil
+	}
+	for _, old := range p.remove {
+		if who := holder(old.address); who == nil || who.id != old.id {
+			p.gone[old.address] = struct{}{}
+		}
+	}
+	for key := range touched {
+		deadline, wanted := wants(key, holder)
+		has, there := t.elements[key]
+		switch {
+		case wanted && there && has == deadline:
+			continue
+		case wanted:
+			c := change{key: key, remove: there, add: true}
+			if deadline != 0 {
+				c.timeout = max(time.Duration(deadline-at), time.Millisecond)
+			}
+			p.changes = append(p.changes, c)
+			p.deadline[key] = deadline
+		case there:
+			p.changes = append(p.changes, change{key: key, remove: true})
+			if key.set != inLive {
+				p.cut = append(p.cut, key)
+			}
+		}
+	}
+}
+
+// wants tells whether an element belongs into the kernel, and until when.
+func wants(key elementKey, holder func(netip.Addr) *peer) (instant, bool) {
+	from := holder(netip.AddrFrom4([4]byte(key.key[0:4])))
+	if from == nil {
+		return 0, false
+	}
+	if key.set == inLive {
+		return from.deadline, true
+	}
+	g := grant{to: netip.AddrFrom4([4]byte(key.key[4:8]))}
+	if key.set == inGrants {
+		g.protocol, g.port = key.key[8], uint16(key.key[12])<<8|uint16(key.key[13])
+	}
+	if _, granted := from.grants[g]; !granted {
+		return 0, false
+	}
+	to := holder(g.to)
+	if to == nil {
+		return 0, false
+	}
+	return earlier(from.deadline, to.deadline), true
+}
+
+// commit makes the plan the state.
+func (t *table) commit(p *plan) {
+	for _, old := range p.remove {
+		delete(t.peers, old.id)
+		delete(t.byKey, old.key)
+		delete(t.byAddress, old.address)
+		for g := range old.grants {
+			delete(t.granting[g.to], old)
+			if len(t.granting[g.to]) == 0 {
+				delete(t.granting, g.to)
+			}
+		}
+	}
+	for _, next := range p.put {
+		t.peers[next.id], t.byKey[next.key], t.byAddress[next.address] = next, next, next
+		for g := range next.grants {
+			if t.granting[g.to] == nil {
+				t.granting[g.to] = map[*peer]struct{}{}
+			}
+			t.granting[g.to][next] = struct{}{}
+		}
+	}
+	for _, c := range p.changes {
+		if c.add {
+			t.elements[c.key] = p.deadline[c.key]
+		} else {
+			delete(t.elements, c.key)
+		}
+	}
+}
+
+// grants counts the grants in force.
+func (t *table) grants() int {
+	return len(t.elements) - len(t.peers)
+}
+
+// all is every element anew, for a kernel whose state is not known.
+func (t *table) all(at instant) []change {
+	changes := make([]change, 0, len(t.elements))
+	for key, deadline := range t.elements {
+		c := change{key: key, add: true}
+		if deadline != 0 {
+			c.timeout = max(time.Duration(deadline-at), time.Millisecond)
+		}
+		changes = append(changes, c)
+	}
+	return changes
+}

@@ -1,0 +1,156 @@
+package gateway
+
+import (
+	"bufio"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/crypto/curve25519"
+	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+// tunnel is the WireGuard device.
+type tunnel struct {
+	device    *device.Device
+	guard     *guard
+	bind      *socketBind
+	publicKey publicKey
+}
+
+// readKey reads a private key file as `wg genkey` writes it. Errors never carry the content.
+func readKey(path string) (private [32]byte, public publicKey, err error) {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return private, public, startFailure("key_unreadable", "the private key cannot be read (%w): give a file of this user with --private-key-file", err)
+	}
+	raw, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(content)))
+	if err != nil || len(raw) != len(private) {
+		return private, public, startFailure("key_invalid", "%s is not a WireGuard private key: write one with `wg genkey`", path)
+	}
+	copy(private[:], raw)
+	shared, err := curve25519.X25519(private[:], curve25519.Basepoint)
+	if err != nil {
+		return private, public, startFailure("key_invalid", "%s is not a usable WireGuard private key: write one with `wg genkey`", path)
+	}
+	copy(public[:], shared)
+	return private, public, nil
+}
+
+func newTunnel(dev tun.Device, bind *socketBind, private [32]byte, public publicKey) (*tunnel, error) {
+	logger := &device.Logger{
+		Verbosef: device.DiscardLogf,
+		Errorf:   func(format string, args ...any) { slog.Warn("wireguard: " + fmt.Sprintf(format, args...)) },
+	}
+	guard, err := newGuard(dev)
+	if err != nil {
+		return nil, startFailure("wireguard_failed", "%w", err)
+	}
+	t := &tunnel{device: device.NewDevice(guard, bind, logger), guard: guard, bind: bind, publicKey: public}
+	if err := guard.arm(t.device); err != nil {
+		return nil, startFailure("wireguard_failed", "%w", err)
+	}
+	if err := t.device.IpcSet("private_key=" + hex.EncodeToString(private[:]) + "\n"); err != nil {
+		return nil, startFailure("wireguard_failed", "the private key was not accepted: %w", err)
+	}
+	if err := t.device.Up(); err != nil {
+		return nil, startFailure("wireguard_failed", "the WireGuard device cannot be set up: %w", err)
+	}
+	return t, nil
+}
+
+// configure takes peers out and puts peers in. A key that is in both stays and keeps its session.
+func (t *tunnel) configure(remove, put []*peer) error {
+	before, after := make(map[publicKey]*peer, len(remove)), make(map[publicKey]bool, len(put))
+	for _, p := range remove {
+		before[p.key] = p
+	}
+	for _, p := range put {
+		after[p.key] = true
+	}
+	var b strings.Builder
+	for _, p := range remove {
+		if !after[p.key] {
+			fmt.Fprintf(&b, "public_key=%s\nremove=true\n", hex.EncodeToString(p.key[:]))
+		}
+	}
+	for _, p := range put {
+		// Writing allowed-ips anew would lose packets of a peer that only got another deadline.
+		if old := before[p.key]; old == nil || old.address != p.address {
+			fmt.Fprintf(&b, "public_key=%s\nreplace_allowed_ips=true\nallowed_ip=%s/32\n", hex.EncodeToString(p.key[:]), p.address)
+		}
+	}
+	if b.Len() > 0 {
+		if err := t.device.IpcSet(b.String()); err != nil {
+			return err
+		}
+	}
+	t.guard.know(t.device, remove, put)
+	return nil
+}
+
+// reset makes the device's peers exactly these, keeping the sessions of those that stay.
+func (t *tunnel) reset(peers map[string]*peer) error {
+	stats, err := t.stats()
+	if err != nil {
+		return err
+	}
+	var remove, put []*peer
+	for key := range stats {
+		remove = append(remove, &peer{key: key})
+	}
+	for _, p := range peers {
+		put = append(put, p)
+	}
+	return t.configure(remove, put)
+}
+
+// peerStats is what the device knows of a peer.
+type peerStats struct {
+	endpoint      string
+	lastHandshake float64 // Unix time in seconds, 0 for never
+	rx, tx        uint64
+}
+
+func (t *tunnel) stats() (map[publicKey]*peerStats, error) {
+	text, err := t.device.IpcGet()
+	if err != nil {
+		return nil, err
+	}
+	all := map[publicKey]*peerStats{}
+	current := &peerStats{}
+	lines := bufio.NewScanner(strings.NewReader(text))
+	for lines.Scan() {
+		name, value, _ := strings.Cut(lines.Text(), "=")
+		switch name {
+		case "public_key":
+			var key publicKey
+			_, _ = hex.Decode(key[:], []byte(value))
+			current = &peerStats{}
+			all[key] = current
+		case "endpoint":
+			current.endpoint = value
+		case "last_handshake_time_sec":
+			seconds, _ := strconv.ParseFloat(value, 64)
+			current.lastHandshake += seconds
+		case "last_handshake_time_nsec":
+			nanoseconds, _ := strconv.ParseFloat(value, 64)
+			current.lastHandshake += nanoseconds / 1e9
+		case "rx_bytes":
+			current.rx, _ = strconv.ParseUint(value, 10, 64)
+		case "tx_bytes":
+			current.tx, _ = strconv.ParseUint(value, 10, 64)
+		}
+	}
+	return all, lines.Err()
+}
+
+func (t *tunnel) close() {
+	t.device.Close()
+	t.bind.shut()
+}

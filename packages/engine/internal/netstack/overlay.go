@@ -1,0 +1,232 @@
+package netstack
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.zx2c4.com/wireguard/tun"
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/link/channel"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+const (
+	nicID         = 1
+	packetQueue   = 1024
+	listenBacklog = 512
+)
+
+// Buffers of one TCP connection: what it starts with and what it may grow to. gVisor starts with 1 MiB and
+// goes to 4 MiB, which one slow reader among many agents would fill.
+const (
+	bufferMinimum = 4 << 10
+	bufferStart   = 256 << 10
+	bufferMaximum = 1 << 20
+)
+
+// overlay is a network stack whose only link is the WireGuard device. It is not the one that comes with
+// wireguard-go: that one closes a channel which connections may still be sending on.
+type overlay struct {
+	link   *channel.Endpoint
+	stack  *stack.Stack
+	mtu    int
+	events chan tun.Event
+	ended  context.Context
+	end    context.CancelFunc
+	once   sync.Once
+}
+
+func newOverlay(addresses []netip.Addr, mtu int) (*overlay, error) {
+	ended, end := context.WithCancel(context.Background())
+	o := &overlay{
+		link: channel.New(packetQueue, uint32(mtu), ""),
+		stack: stack.New(stack.Options{
+			NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
+			TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
+			HandleLocal:        true,
+		}),
+		mtu: mtu, events: make(chan tun.Event, 1), ended: ended, end: end,
+	}
+	if err := o.configure(addresses); err != nil {
+		_ = o.Close()
+		return nil, err
+	}
+	o.events <- tun.EventUp
+	return o, nil
+}
+
+func (o *overlay) configure(addresses []netip.Addr) error {
+	// gVisor's RACK, its default, stalls for many seconds once a burst has overrun the socket's buffer;
+	// recovery by SACK alone goes on at once.
+	recovery := tcpip.TCPRecovery(0)
+	sack, moderate := tcpip.TCPSACKEnabled(true), tcpip.TCPModerateReceiveBufferOption(true)
+	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: bufferMinimum, Default: bufferStart, Max: bufferMaximum}
+	send := tcpip.TCPSendBufferSizeRangeOption{Min: bufferMinimum, Default: bufferStart, Max: bufferMaximum}
+	for _, option := range []tcpip.SettableTransportProtocolOption{&recovery, &sack, &moderate, &receive, &send} {
+		if err := o.stack.SetTransportProtocolOption(tcp.ProtocolNumber, option); err != nil {
+			return fmt.Errorf("the network stack refuses a TCP option: %s", err)
+		}
+	}
+	if err := o.stack.CreateNIC(nicID, o.link); err != nil {
+		return fmt.Errorf("the network stack refuses its link: %s", err)
+	}
+	for _, address := range addresses {
+		full := tcpip.ProtocolAddress{Protocol: network(address), AddressWithPrefix: tcpip.AddrFromSlice(address.AsSlice()).WithPrefix()}
+		if err := o.stack.AddProtocolAddress(nicID, full, stack.AddressProperties{}); err != nil {
+			return fmt.Errorf("the network stack refuses the address %s: %s", address, err)
+		}
+	}
+	o.stack.SetRouteTable([]tcpip.Route{
+		{Destination: header.IPv4EmptySubnet, NIC: nicID}, {Destination: header.IPv6EmptySubnet, NIC: nicID},
+	})
+	return nil
+}
+
+func network(address netip.Addr) tcpip.NetworkProtocolNumber {
+	if address.Is4() {
+		return ipv4.ProtocolNumber
+	}
+	return ipv6.ProtocolNumber
+}
+
+func full(address netip.AddrPort) tcpip.FullAddress {
+	return tcpip.FullAddress{NIC: nicID, Addr: tcpip.AddrFromSlice(address.Addr().AsSlice()), Port: address.Port()}
+}
+
+func (o *overlay) dialTCP(ctx context.Context, to netip.AddrPort) (*gonet.TCPConn, error) {
+	return gonet.DialContextTCP(ctx, o.stack, full(to), network(to.Addr()))
+}
+
+func (o *overlay) listenTCP(at netip.AddrPort) (*gonet.TCPListener, error) {
+	queue := &waiter.Queue{}
+	endpoint, problem := o.stack.NewEndpoint(tcp.ProtocolNumber, network(at.Addr()), queue)
+	if problem == nil {
+		if problem = endpoint.Bind(full(at)); problem == nil {
+			problem = endpoint.Listen(listenBacklog)
+		}
+		if problem == nil {
+			return gonet.NewTCPListener(o.stack, queue, endpoint), nil
+		}
+		endpoint.Close()
+	}
+	return nil, fmt.Errorf("cannot listen on tcp %s: %s", at, problem)
+}
+
+// openUDP opens an unconnected socket. refused is called for each datagram that a router or the
+// destination sent back.
+func (o *overlay) openUDP(at netip.AddrPort, refused func()) (*gonet.UDPConn, error) {
+	queue := &waiter.Queue{}
+	endpoint, problem := o.stack.NewEndpoint(udp.ProtocolNumber, network(at.Addr()), queue)
+	if problem == nil {
+		if problem = endpoint.Bind(full(at)); problem == nil {
+			if refused != nil {
+				options := endpoint.SocketOptions()
+				options.SetIPv4RecvError(true)
+				options.SetIPv6RecvError(true)
+				entry := waiter.NewFunctionEntry(waiter.EventErr, func(waiter.EventMask) {
+					for options.DequeueErr() != nil {
+						refused()
+					}
+				})
+				queue.EventRegister(&entry)
+			}
+			return gonet.NewUDPConn(queue, endpoint), nil
+		}
+		endpoint.Close()
+	}
+	return nil, fmt.Errorf("cannot open udp %s: %s", at, problem)
+}
+
+// dialPing opens an ICMP echo socket; what is written and read are ICMP messages.
+func (o *overlay) dialPing(to netip.Addr) (net.Conn, error) {
+	protocol := icmp.ProtocolNumber4
+	if to.Is6() {
+		protocol = icmp.ProtocolNumber6
+	}
+	queue := &waiter.Queue{}
+	endpoint, problem := o.stack.NewEndpoint(protocol, network(to), queue)
+	if problem == nil {
+		if problem = endpoint.Connect(full(netip.AddrPortFrom(to, 0))); problem == nil {
+			return gonet.NewUDPConn(queue, endpoint), nil
+		}
+		endpoint.Close()
+	}
+	return nil, fmt.Errorf("cannot open an echo socket to %s: %s", to, problem)
+}
+
+// What follows is tun.Device, the side of wireguard-go.
+
+// Read waits for one packet that leaves.
+func (o *overlay) Read(packets [][]byte, sizes []int, offset int) (int, error) {
+	packet := o.link.ReadContext(o.ended)
+	if packet == nil {
+		return 0, os.ErrClosed
+	}
+	view := packet.ToView()
+	packet.DecRef()
+	defer view.Release()
+	size, err := view.Read(packets[0][offset:])
+	if err != nil {
+		return 0, err
+	}
+	sizes[0] = size
+	return 1, nil
+}
+
+// Write takes packets that arrived.
+func (o *overlay) Write(packets [][]byte, offset int) (int, error) {
+	if o.ended.Err() != nil {
+		return 0, os.ErrClosed
+	}
+	for _, raw := range packets {
+		raw = raw[offset:]
+		if len(raw) == 0 {
+			continue
+		}
+		var protocol tcpip.NetworkProtocolNumber
+		switch raw[0] >> 4 {
+		case header.IPv4Version:
+			protocol = ipv4.ProtocolNumber
+		case header.IPv6Version:
+			protocol = ipv6.ProtocolNumber
+		default:
+			return 0, syscall.EAFNOSUPPORT
+		}
+		packet := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(raw)})
+		o.link.InjectInbound(protocol, packet)
+		packet.DecRef()
+	}
+	return len(packets), nil
+}
+
+// Close ends the link and every connection of the stack.
+func (o *overlay) Close() error {
+	o.once.Do(func() {
+		o.end()
+		o.stack.Close()
+		o.stack.RemoveNIC(nicID)
+		o.link.Close()
+		close(o.events)
+	})
+	return nil
+}
+
+func (o *overlay) File() *os.File           { return nil }
+func (o *overlay) MTU() (int, error)        { return o.mtu, nil }
+func (o *overlay) Name() (string, error)    { return "netstack", nil }
+func (o *overlay) Events() <-chan tun.Event { return o.events }
+func (o *overlay) BatchSize() int           { return 1 }

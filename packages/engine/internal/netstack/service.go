@@ -1,0 +1,209 @@
+package netstack
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// problem is an error that the control API answers as it is.
+type problem struct {
+	status int
+	code   string
+	detail string
+}
+
+func (p *problem) Error() string { return p.detail }
+
+var errClosing = &problem{503, "engine_closing", "the engine is ending: its parent is gone or has told it to end"}
+
+// service holds the tunnels of one process.
+type service struct {
+	version string
+	log     *slog.Logger
+	started time.Time
+
+	mu       sync.Mutex
+	closing  bool
+	tunnels  map[string]*Tunnel // nil while one is being made
+	revoking sync.WaitGroup     // revokes whose tunnel is not in the map any more
+}
+
+func newService(version string, log *slog.Logger) *service {
+	return &service{version: version, log: log, started: time.Now(), tunnels: map[string]*Tunnel{}}
+}
+
+type phases struct {
+	Device    float64 `json:"device"`
+	Handshake float64 `json:"handshake"`
+	Probe     float64 `json:"probe"`
+}
+
+type made struct {
+	ID     string        `json:"id"`
+	Proxy  *proxyAddress `json:"proxy"`
+	Phases phases        `json:"phases"`
+}
+
+// open makes a tunnel and proves it. ctx ends when whoever asked for it is gone.
+func (s *service) open(ctx context.Context, id string, spec *Spec) (*made, error) {
+	if err := s.reserve(id); err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	t, err := openTunnel(id, spec)
+	if err != nil {
+		s.mu.Lock()
+		delete(s.tunnels, id)
+		s.mu.Unlock()
+		s.revokeUnheard(ctx, id, spec.Revoke)
+		return nil, err
+	}
+	answer := &made{ID: id, Phases: phases{Device: time.Since(began).Seconds()}}
+	if err = s.settle(t); err == nil {
+		var handshake, echo time.Duration
+		handshake, echo, err = t.prove(ctx, time.Time{}, t.spec.probe, t.spec.timeout)
+		answer.Phases.Handshake, answer.Phases.Probe = handshake.Seconds(), echo.Seconds()
+	}
+	if err != nil {
+		t.close()
+		if s.remove(t) {
+			s.revokeUnheard(ctx, id, spec.Revoke)
+		}
+		return nil, err
+	}
+	if t.proxy != nil {
+		address := t.proxy.address()
+		answer.Proxy = &address
+	}
+	s.log.Info("tunnel up", "tunnel", id, "handshake", answer.Phases.Handshake, "probe", answer.Phases.Probe)
+	return answer, nil
+}
+
+func (s *service) reserve(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return errClosing
+	}
+	if _, exists := s.tunnels[id]; exists {
+		return &problem{409, "tunnel_exists", fmt.Sprintf("there is a tunnel %q already: change it with PATCH or delete it first", id)}
+	}
+	s.tunnels[id] = nil
+	return nil
+}
+
+// settle puts the tunnel in its reserved place, where the engine's end finds it and its revoke.
+func (s *service) settle(t *Tunnel) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tunnels[t.ID] = t
+	if s.closing {
+		return errClosing
+	}
+	return nil
+}
+
+// remove forgets the tunnel and tells whether it was there.
+func (s *service) remove(t *Tunnel) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tunnels[t.ID] != t {
+		return false
+	}
+	delete(s.tunnels, t.ID)
+	return true
+}
+
+// revokeUnheard revokes where nobody is left to hear that the tunnel was not made: the caller would have
+// deleted the identity, but it has ended in the middle of the call.
+func (s *service) revokeUnheard(ctx context.Context, id string, revoke *Revoke) {
+	s.mu.Lock()
+	unheard := revoke != nil && revoke.check() == nil && (ctx.Err() != nil || s.closing)
+	if unheard {
+		s.revoking.Add(1)
+	}
+	s.mu.Unlock()
+	if unheard {
+		go func() {
+			defer s.revoking.Done()
+			_ = s.carryOut(id, revoke)
+		}()
+	}
+}
+
+func (s *service) carryOut(id string, revoke *Revoke) error {
+	ctx, cancel := context.WithTimeout(context.Background(), revokeLimit)
+	defer cancel()
+	err := revoke.carryOut(ctx)
+	if err != nil {
+		s.log.Error("the identity was not revoked; it ends by itself at its deadline", "tunnel", id, "error", err.Error())
+		return err
+	}
+	s.log.Info("identity revoked", "tunnel", id)
+	return nil
+}
+
+func (s *service) find(id string) (*Tunnel, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.tunnels[id]; t != nil {
+		return t, nil
+	}
+	return nil, &problem{404, "tunnel_not_found", fmt.Sprintf("there is no tunnel %q", id)}
+}
+
+func (s *service) list() []*Tunnel {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	tunnels := make([]*Tunnel, 0, len(s.tunnels))
+	for _, t := range s.tunnels {
+		if t != nil {
+			tunnels = append(tunnels, t)
+		}
+	}
+	slices.SortFunc(tunnels, func(a, b *Tunnel) int { return strings.Compare(a.ID, b.ID) })
+	return tunnels
+}
+
+// delete takes a tunnel down; it comes down also where its revoke fails.
+func (s *service) delete(id string, revoke bool) error {
+	t, err := s.find(id)
+	if err != nil {
+		return nil
+	}
+	if request := t.revocation(); revoke && request != nil {
+		err = s.carryOut(id, request)
+	}
+	t.close()
+	if s.remove(t) {
+		s.log.Info("tunnel down", "tunnel", id)
+	}
+	if err != nil {
+		return &problem{502, "revoke_failed", "the tunnel is down, but the identity was not revoked: " + err.Error()}
+	}
+	return nil
+}
+
+// end takes every tunnel down and carries out every revoke.
+func (s *service) end() {
+	s.mu.Lock()
+	s.closing = true
+	s.mu.Unlock()
+	var all sync.WaitGroup
+	for _, t := range s.list() {
+		all.Go(func() {
+			t.close()
+			s.remove(t)
+		})
+		if revoke := t.revocation(); revoke != nil {
+			all.Go(func() { _ = s.carryOut(t.ID, revoke) })
+		}
+	}
+	all.Wait()
+	s.revoking.Wait()
+}

@@ -1,0 +1,303 @@
+package netstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/device"
+
+	"lattice.dev/engine/internal/wg"
+)
+
+const dialTimeout = 20 * time.Second
+
+// Tunnel is one identity's way into the overlay.
+type Tunnel struct {
+	ID string
+
+	spec   *settings
+	device *device.Device
+	net    *overlay
+	proxy  *proxy
+	ctx    context.Context // ends with the tunnel
+	end    context.CancelFunc
+
+	refused atomic.Int64
+	flows   atomic.Int64 // connections and associations through the tunnel
+
+	mu       sync.Mutex
+	down     bool
+	hosts    map[string]netip.Addr
+	policy   *Policy
+	revoke   *Revoke
+	peer     wg.Peer
+	deadline *deadline
+	open     map[io.Closer]struct{}
+	forwards map[string]*forward
+	lastID   int
+}
+
+var errDown = errors.New("the tunnel is down")
+
+// openTunnel brings up the device and nothing else; prove says whether packets flow.
+func openTunnel(id string, spec *Spec) (*Tunnel, error) {
+	read, err := spec.read()
+	if err != nil {
+		return nil, &problem{400, "invalid_tunnel", err.Error()}
+	}
+	stack, err := newOverlay(read.addresses, read.mtu)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make the network stack: %w", err)
+	}
+	t := &Tunnel{
+		ID: id, spec: read, net: stack, hosts: read.hosts, policy: spec.Policy, revoke: spec.Revoke,
+		peer: read.peer, open: map[io.Closer]struct{}{}, forwards: map[string]*forward{},
+	}
+	t.ctx, t.end = context.WithCancel(context.Background())
+	t.device = device.NewDevice(stack, wg.NewBind(), &device.Logger{Verbosef: device.DiscardLogf, Errorf: device.DiscardLogf})
+	if err := t.device.IpcSet(fmt.Sprintf("private_key=%s\n%s", read.privateKey, read.peer.UAPI())); err != nil {
+		t.close()
+		return nil, &problem{400, "invalid_tunnel", "the device refuses the configuration: " + err.Error()}
+	}
+	if err := t.device.Up(); err != nil {
+		t.close()
+		return nil, fmt.Errorf("cannot open the tunnel's UDP socket: %w", err)
+	}
+	if spec.Proxy != nil {
+		if t.proxy, err = openProxy(t, *spec.Proxy); err != nil {
+			t.close()
+			return nil, err
+		}
+	}
+	if spec.ExpiresIn != nil {
+		t.expireIn(seconds(*spec.ExpiresIn))
+	}
+	return t, nil
+}
+
+func (t *Tunnel) expireIn(life time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.down {
+		return
+	}
+	if t.deadline != nil {
+		t.deadline.stop()
+	}
+	var mine *deadline
+	mine = newDeadline(life, func() {
+		t.mu.Lock()
+		current := t.deadline == mine
+		t.mu.Unlock()
+		if current {
+			t.close()
+		}
+	})
+	t.deadline = mine
+}
+
+// close takes the tunnel down with every connection, listener and packet of it. It may be called again.
+func (t *Tunnel) close() {
+	t.mu.Lock()
+	if t.down {
+		t.mu.Unlock()
+		return
+	}
+	t.down = true
+	if t.deadline != nil {
+		t.deadline.stop()
+	}
+	open := t.open
+	t.open = map[io.Closer]struct{}{}
+	t.forwards = map[string]*forward{}
+	t.mu.Unlock()
+	t.end()
+	if t.proxy != nil {
+		t.proxy.close()
+	}
+	for closer := range open {
+		_ = closer.Close()
+	}
+	t.device.Close()
+}
+
+// track closes c when the tunnel goes down; the returned function closes it before and forgets it.
+func (t *Tunnel) track(c io.Closer) (func(), error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.down {
+		_ = c.Close()
+		return nil, errDown
+	}
+	t.open[c] = struct{}{}
+	return func() {
+		t.mu.Lock()
+		delete(t.open, c)
+		t.mu.Unlock()
+		_ = c.Close()
+	}, nil
+}
+
+// resolve finds the address of a name or literal, from the tunnel's own list and nowhere else.
+func (t *Tunnel) resolve(protocol, host string, port uint16) (netip.AddrPort, error) {
+	t.mu.Lock()
+	hosts, policy := t.hosts, t.policy
+	t.mu.Unlock()
+	address, err := netip.ParseAddr(host)
+	if err != nil {
+		known, ok := hosts[canonicalName(host)]
+		if !ok {
+			t.refused.Add(1)
+			return netip.AddrPort{}, policy.refuse(protocol, fmt.Sprintf("%s:%d (a name that is not on its list; there is no DNS in the tunnel)", host, port), hosts)
+		}
+		address = known
+	}
+	to := netip.AddrPortFrom(address.Unmap(), port)
+	for _, route := range t.spec.routes {
+		if route.Contains(to.Addr()) {
+			return to, nil
+		}
+	}
+	t.refused.Add(1)
+	return netip.AddrPort{}, policy.refuse(protocol, to.String()+" (outside the overlay)", hosts)
+}
+
+// dial connects through the tunnel. The attempt is always made: the gateway decides, the policy only
+// explains why it did not succeed.
+func (t *Tunnel) dial(ctx context.Context, host string, port uint16) (net.Conn, error) {
+	to, err := t.resolve("tcp", host, port)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	defer context.AfterFunc(t.ctx, cancel)()
+	connection, err := t.net.dialTCP(ctx, to)
+	if err == nil {
+		return connection, nil
+	}
+	t.mu.Lock()
+	hosts, policy, down := t.hosts, t.policy, t.down
+	t.mu.Unlock()
+	if down {
+		return nil, errDown
+	}
+	if !policy.grants("tcp", to) {
+		t.refused.Add(1)
+		return nil, policy.refuse("tcp", to.String(), hosts)
+	}
+	return nil, err
+}
+
+func (t *Tunnel) revocation() *Revoke {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.revoke
+}
+
+func (t *Tunnel) update(change *Change) error {
+	if change.ExpiresIn != nil && *change.ExpiresIn <= 0 {
+		return &problem{400, "invalid_tunnel", "expiresIn: the new deadline is over already"}
+	}
+	if err := change.Revoke.check(); err != nil {
+		return &problem{400, "invalid_tunnel", err.Error()}
+	}
+	hosts, err := readHosts(change.Hosts)
+	if err != nil {
+		return &problem{400, "invalid_tunnel", err.Error()}
+	}
+	var lines string
+	if change.Interface != nil {
+		key, err := wg.ParseKey(change.Interface.PrivateKey)
+		if err != nil {
+			return &problem{400, "invalid_tunnel", "interface.privateKey: " + err.Error()}
+		}
+		lines = fmt.Sprintf("private_key=%s\n", key)
+	}
+	t.mu.Lock()
+	peer := t.peer
+	t.mu.Unlock()
+	if change.Peer != nil {
+		if peer.Endpoint, err = wg.ResolveEndpoint(change.Peer.Endpoint); err != nil {
+			return &problem{400, "invalid_tunnel", err.Error()}
+		}
+		lines += fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s\n", peer.PublicKey, peer.Endpoint)
+	}
+	if lines != "" {
+		if err := t.device.IpcSet(lines); err != nil {
+			return fmt.Errorf("the device refuses the change: %w", err)
+		}
+	}
+	t.mu.Lock()
+	t.peer = peer
+	if change.Hosts != nil {
+		t.hosts = hosts
+	}
+	if change.Policy != nil {
+		t.policy = change.Policy
+	}
+	if change.Revoke != nil {
+		t.revoke = change.Revoke
+	}
+	t.mu.Unlock()
+	if change.ExpiresIn != nil {
+		t.expireIn(seconds(*change.ExpiresIn))
+	}
+	return nil
+}
+
+// Status is the answer of GET /v1/tunnels/{id}.
+type Status struct {
+	ID            string        `json:"id"`
+	State         string        `json:"state"`
+	ExpiresIn     *float64      `json:"expiresIn"`
+	LastHandshake *float64      `json:"lastHandshake"`
+	RxBytes       uint64        `json:"rxBytes"`
+	TxBytes       uint64        `json:"txBytes"`
+	Proxy         *proxyAddress `json:"proxy"`
+	Connections   int           `json:"connections"`
+	Refused       int64         `json:"refused"`
+	Forwards      []forwardView `json:"forwards"`
+}
+
+func (t *Tunnel) status() Status {
+	status := Status{ID: t.ID, State: "up", Refused: t.refused.Load(), Forwards: []forwardView{}}
+	t.mu.Lock()
+	if t.down {
+		status.State = "expired"
+	}
+	if t.deadline != nil {
+		left := t.deadline.left().Seconds()
+		status.ExpiresIn = &left
+	}
+	status.Connections = int(t.flows.Load())
+	forwards := maps.Clone(t.forwards)
+	down := t.down
+	t.mu.Unlock()
+	for _, forward := range forwards {
+		status.Forwards = append(status.Forwards, forward.view())
+	}
+	if t.proxy != nil && !down {
+		address := t.proxy.address()
+		status.Proxy = &address
+	}
+	if down {
+		return status
+	}
+	if counters, err := wg.ReadCounters(t.device); err == nil {
+		status.RxBytes, status.TxBytes = counters.Received, counters.Sent
+		if !counters.LastHandshake.IsZero() {
+			ago := time.Since(counters.LastHandshake).Seconds()
+			status.LastHandshake = &ago
+		}
+	}
+	return status
+}
