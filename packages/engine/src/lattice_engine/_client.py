@@ -1,0 +1,248 @@
+"""The engine's control API over its Unix socket; synchronous, called by event loops in threads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from lattice_engine._errors import EngineError
+
+if TYPE_CHECKING:
+    import httpx
+
+BASE_URL = "http://engine"
+
+
+class EngineClient:
+    """Speaks to one engine. Thread-safe; a forked child cannot use its parent's.
+
+    Args:
+        control: path of the engine's ``control.sock``.
+        on_request: called before each call.
+        explain: called when the engine does not answer; what it returns (why the engine is gone,
+            its last log lines) is appended to the error.
+    """
+
+    def __init__(
+        self,
+        control: Path,
+        *,
+        on_request: Callable[[], None] | None = None,
+        explain: Callable[[], str] | None = None,
+    ) -> None:
+        self.control = control
+        self._on_request = on_request
+        self._explain = explain
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._http: httpx.Client | None = None
+        self._streams: set[socket.socket] = set()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"EngineClient({str(self.control)!r})"
+
+    def request(
+        self, method: str, path: str, body: object | None = None, *, timeout: float = 30
+    ) -> Any:
+        """One call of the control API.
+
+        Args:
+            method: HTTP method.
+            path: path and query, ``/v1/status``.
+            body: what is sent as JSON, if anything.
+            timeout: seconds until the call is given up.
+
+        Returns:
+            The decoded JSON answer, ``None`` for an empty one.
+
+        Raises:
+            EngineError: the engine refused (its code and status), or could not be reached.
+        """
+        import httpx
+
+        if self._on_request is not None:
+            self._on_request()
+        try:
+            answer = self._client().request(method, path, json=body, timeout=timeout)
+        except httpx.TimeoutException as error:
+            raise EngineError(
+                "engine_timeout",
+                f"the engine did not answer {method} {_route(path)} within {timeout:g} s",
+            ) from error
+        except (httpx.TransportError, RuntimeError) as error:
+            raise self._unreachable(f"{method} {_route(path)}", error) from None
+        return _decode(method, path, answer.status_code, answer.content)
+
+    def status(self) -> dict[str, Any]:
+        """``GET /v1/status``."""
+        return self._object("GET", "/v1/status")
+
+    def put_tunnel(
+        self, tunnel: str, body: dict[str, Any], *, timeout: float = 60
+    ) -> dict[str, Any]:
+        """Make a tunnel; answers once it is proven (or raises ``handshake_timeout``)."""
+        return self._object("PUT", f"/v1/tunnels/{_segment(tunnel)}", body, timeout=timeout)
+
+    def patch_tunnel(self, tunnel: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Change a tunnel without a break in its connections."""
+        return self._object("PATCH", f"/v1/tunnels/{_segment(tunnel)}", body)
+
+    def get_tunnel(self, tunnel: str) -> dict[str, Any]:
+        """State and counters of a tunnel; ``tunnel_not_found`` when there is none."""
+        return self._object("GET", f"/v1/tunnels/{_segment(tunnel)}")
+
+    def list_tunnels(self) -> list[dict[str, Any]]:
+        """All tunnels."""
+        return list(self._object("GET", "/v1/tunnels")["tunnels"])
+
+    def delete_tunnel(self, tunnel: str, revoke: bool = False) -> None:
+        """Take a tunnel down; also when there is none. ``revoke``: carry out its revoke first."""
+        query = "?revoke=true" if revoke else ""
+        self.request("DELETE", f"/v1/tunnels/{_segment(tunnel)}{query}")
+
+    def add_forward(self, tunnel: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Listen on the overlay address and forward to a target."""
+        return self._object("POST", f"/v1/tunnels/{_segment(tunnel)}/forwards", body)
+
+    def delete_forward(self, tunnel: str, forward: str) -> None:
+        """End a forward."""
+        self.request("DELETE", f"/v1/tunnels/{_segment(tunnel)}/forwards/{_segment(forward)}")
+
+    def probe(self, tunnel: str, address: str, timeout: float = 2.0) -> dict[str, Any]:
+        """Handshake again and send an ICMP echo through the tunnel; ``timeout`` in seconds."""
+        body = {"address": address, "timeout": timeout}
+        path = f"/v1/tunnels/{_segment(tunnel)}/probe"
+        return self._object("POST", path, body, timeout=timeout + 5)
+
+    def put_state(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Replace the gateway's whole desired state."""
+        return self._object("PUT", "/v1/state", body, timeout=60)
+
+    def patch_state(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Change part of the gateway's desired state."""
+        return self._object("PATCH", "/v1/state", body, timeout=60)
+
+    def peers(self) -> list[dict[str, Any]]:
+        """The peers that the gateway has programmed."""
+        return list(self._object("GET", "/v1/peers")["peers"])
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The gateway's events as they happen; blocks.
+
+        Ends when :meth:`close` is called from another thread or the engine ends the stream.
+
+        Raises:
+            EngineError: the engine cannot be reached, or its stream broke off.
+        """
+        import httpx
+
+        transport = httpx.HTTPTransport(uds=str(self.control))
+        with httpx.Client(
+            transport=transport, base_url=BASE_URL, timeout=httpx.Timeout(None), trust_env=False
+        ) as client:
+            try:
+                self._check_usable()
+                with client.stream("GET", "/v1/events") as answer, self._watched(answer):
+                    if answer.status_code != httpx.codes.OK:
+                        answer.read()
+                        _decode("GET", "/v1/events", answer.status_code, answer.content)
+                    for line in answer.iter_lines():
+                        if line:
+                            yield json.loads(line)
+            except (httpx.TransportError, OSError) as error:
+                if not self._closed:
+                    raise self._unreachable("GET /v1/events", error) from None
+
+    def close(self) -> None:
+        """End open event streams and connections. The engine itself goes on."""
+        with self._lock:
+            self._closed = True
+            http, self._http = self._http, None
+            streams, self._streams = self._streams, set()
+        if self._owner != os.getpid():
+            return  # a shutdown of a socket shared by fork would hit the parent's streams
+        for stream in streams:
+            # Closing alone does not wake a thread that is blocked in recv; shutdown does.
+            with contextlib.suppress(OSError):
+                stream.shutdown(socket.SHUT_RDWR)
+        if http is not None:
+            http.close()
+
+    def _check_usable(self) -> None:
+        if self._owner != os.getpid():
+            raise EngineError(
+                "engine_closed", "this engine belongs to the parent process: start one of your own"
+            )
+        if self._closed:
+            raise EngineError("engine_closed", "the connection to the engine is closed")
+
+    def _client(self) -> httpx.Client:
+        import httpx
+
+        with self._lock:
+            self._check_usable()
+            if self._http is None:
+                # Calls of many agents overlap while tunnels are proven: no bound on connections.
+                limits = httpx.Limits(max_connections=None, max_keepalive_connections=8)
+                transport = httpx.HTTPTransport(uds=str(self.control), limits=limits)
+                self._http = httpx.Client(transport=transport, base_url=BASE_URL, trust_env=False)
+            return self._http
+
+    @contextlib.contextmanager
+    def _watched(self, answer: httpx.Response) -> Iterator[None]:
+        stream = answer.extensions["network_stream"].get_extra_info("socket")
+        with self._lock:
+            self._check_usable()
+            self._streams.add(stream)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._streams.discard(stream)
+
+    def _object(
+        self, method: str, path: str, body: object | None = None, *, timeout: float = 30
+    ) -> dict[str, Any]:
+        answer = self.request(method, path, body, timeout=timeout)
+        if not isinstance(answer, dict):
+            raise EngineError(
+                "unexpected_answer",
+                f"the engine answered {method} {_route(path)} without an object",
+            )
+        return answer
+
+    def _unreachable(self, what: str, error: Exception) -> EngineError:
+        if self._closed:
+            return EngineError("engine_closed", "the connection to the engine is closed")
+        why = f": {self._explain()}" if self._explain else f" ({error})"
+        return EngineError(
+            "engine_unreachable", f"the engine at {self.control} did not take {what}{why}"
+        )
+
+
+def _segment(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _route(path: str) -> str:
+    return path.partition("?")[0]
+
+
+def _decode(method: str, path: str, status: int, content: bytes) -> Any:
+    try:
+        answer = json.loads(content) if content else None
+    except ValueError:
+        answer = content.decode(errors="replace")[:200]
+    if status < 400:
+        return answer
+    problem = answer if isinstance(answer, dict) else {}
+    detail = problem.get("detail") or f"the engine answered {method} {_route(path)} with {status}"
+    raise EngineError(str(problem.get("code") or "unexpected_answer"), str(detail), status)
