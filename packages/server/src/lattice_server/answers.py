@@ -1,0 +1,138 @@
+"""What the API shows of records. Plain dictionaries: this is the hot path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lattice_server import policy
+from lattice_server.clock import now_ms, rfc3339
+from lattice_server.credentials import render_wireguard_config
+from lattice_server.hub import GatewayInfo, PeerObject
+from lattice_server.settings import ServerSettings
+from lattice_server.store.records import PeerRecord, ServiceRecord
+
+
+def identity_answer(
+    settings: ServerSettings,
+    gateway: GatewayInfo,
+    peer: PeerRecord,
+    enrollment_token: str,
+    private_key: str | None,
+    programmed: PeerObject | None,
+    services: list[ServiceRecord],
+) -> dict[str, Any]:
+    """The body of an enrollment or a renewal: the published five fields first."""
+    now = now_ms()
+    return {
+        "peerId": peer.id,
+        "overlayIP": f"{peer.address}/32",
+        "enrollmentToken": enrollment_token,
+        "wireguardConfig": render_wireguard_config(
+            address=peer.address,
+            gateway_public_key=gateway.public_key,
+            endpoint=gateway.endpoint,
+            overlay=str(settings.overlay),
+            private_key=private_key,
+        ),
+        "expiresAt": rfc3339(peer.expires_at),
+        "workspaceId": peer.workspace_id,
+        "policyPreset": peer.preset,
+        "renewAfter": rfc3339(now + max(0, peer.expires_at - now) // 2),
+        "maxExpiresAt": None if peer.max_expires_at is None else rfc3339(peer.max_expires_at),
+        "gatewayIP": settings.gateway_address,
+        "services": reachable_services(programmed.grants if programmed else (), services),
+    }
+
+
+def reachable_services(
+    grants: tuple[policy.Grant, ...], services: list[ServiceRecord]
+) -> list[dict[str, Any]]:
+    """The services that these grants reach, with the ports that they reach."""
+    granted = {(grant.to, grant.protocol, grant.port) for grant in grants}
+    answer = []
+    for service in services:
+        ports = [p for p in service.ports if (service.address, p["protocol"], p["port"]) in granted]
+        if ports:
+            answer.append(
+                {
+                    "name": service.name,
+                    "hostnames": service.hostnames,
+                    "address": service.address,
+                    "ports": ports,
+                }
+            )
+    return answer
+
+
+def peer_answer(peer: PeerRecord) -> dict[str, Any]:
+    """A peer as the API shows it. Holds no secret."""
+    return {
+        "peerId": peer.id,
+        "name": peer.name,
+        "kind": peer.kind,
+        "agentType": peer.agent_type,
+        "workspaceId": peer.workspace_id,
+        "policyPreset": peer.preset,
+        "overlayIP": f"{peer.address}/32",
+        "publicKey": peer.public_key,
+        "createdAt": rfc3339(peer.created_at),
+        "expiresAt": rfc3339(peer.expires_at),
+        "maxExpiresAt": None if peer.max_expires_at is None else rfc3339(peer.max_expires_at),
+        "renewals": peer.renewals,
+        "allow": peer.allow,
+    }
+
+
+def service_answer(service: ServiceRecord, *, connected: bool) -> dict[str, Any]:
+    """A tool service as the management API shows it."""
+    return {
+        "name": service.name,
+        "workspaceId": service.workspace_id,
+        "address": service.address,
+        "hostnames": service.hostnames,
+        "ports": service.ports,
+        "designated": service.designated,
+        "peerId": service.peer_id,
+        "connected": connected,
+        "createdAt": rfc3339(service.created_at),
+    }
+
+
+def lattice_peer(peer: PeerRecord) -> dict[str, Any]:
+    """A peer as the Kubernetes-style resource ``LatticePeer``."""
+    return {
+        "apiVersion": "alattice.io/v1alpha1",
+        "kind": "LatticePeer",
+        "metadata": {
+            "name": peer.id,
+            "namespace": peer.workspace_id,
+            "uid": peer.id,
+            "resourceVersion": str(peer.version),
+            "creationTimestamp": rfc3339(peer.created_at),
+            "labels": {
+                "lattice.io/agent-type": _label(peer.agent_type),
+                "lattice.io/agent-managed": "true" if peer.kind == "agent" else "false",
+            },
+            "annotations": {"lattice.io/agent-expires-at": rfc3339(peer.expires_at)},
+        },
+        "spec": {
+            "peerName": peer.name,
+            "kind": peer.kind,
+            "agentType": peer.agent_type,
+            "policyPreset": peer.preset,
+            "publicKey": peer.public_key,
+            "allow": peer.allow,
+        },
+        "status": {
+            "phase": "Active",
+            "overlayIP": f"{peer.address}/32",
+            "expiresAt": rfc3339(peer.expires_at),
+            "maxExpiresAt": None if peer.max_expires_at is None else rfc3339(peer.max_expires_at),
+            "renewals": peer.renewals,
+        },
+    }
+
+
+def _label(text: str) -> str:
+    # https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set
+    return text[:63].strip("-_.")

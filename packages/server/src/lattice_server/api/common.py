@@ -1,0 +1,60 @@
+"""What the routes share: the control plane of a request, and how problems are documented."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Query, Request
+
+from lattice_sdk.wire import Problem
+from lattice_server.control import ControlPlane
+from lattice_server.problems import ApiProblem
+
+Authorization = Annotated[
+    str | None, Header(alias="Authorization", description="`Bearer lt-…`", include_in_schema=False)
+]
+Limit = Annotated[int, Query(ge=1, le=1000, description="Items on a page")]
+Cursor = Annotated[
+    str | None, Query(max_length=300, description="`next` of the page before this one")
+]
+
+
+def control_of(request: Request) -> ControlPlane:
+    """The control plane that serves this request."""
+    control: ControlPlane = request.app.state.control
+    return control
+
+
+Control = Annotated[ControlPlane, Depends(control_of)]
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of error answers."""
+    return {
+        status: {
+            "description": "Problem",
+            "content": {"application/problem+json": {"schema": _PROBLEM}},
+        }
+        for status in sorted({*statuses, 422, 500})
+    }
+
+
+_PROBLEM = {"$ref": "#/components/schemas/Problem"}
+PROBLEM_SCHEMA = Problem.model_json_schema(by_alias=True)
+
+
+def number_cursor(cursor: str | None) -> int:
+    """The row number in a cursor; zero without one.
+
+    Raises:
+        ApiProblem: ``invalid_request``.
+    """
+    if cursor is None:
+        return 0
+    if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:
+        raise ApiProblem(
+            "invalid_request",
+            "the cursor is none of this server's; start again without one",
+            errors=[{"field": "cursor", "message": "not a cursor"}],
+        )
+    return int(cursor)

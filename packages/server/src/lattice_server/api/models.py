@@ -1,0 +1,165 @@
+"""Bodies of the management API. The Enrollment API's are in :mod:`lattice_sdk.wire`."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from lattice_sdk.wire import Duration, Name, Protocol, RequestModel, Time, WireModel
+from lattice_server.policy import PRESETS
+
+# Far beyond any use, and far from where a date overflows.
+LONGEST = timedelta(days=3650)
+
+_HOSTNAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$"
+
+
+def _positive(value: timedelta) -> timedelta:
+    if not timedelta(seconds=1) <= value <= LONGEST:
+        raise ValueError("has to be from 1s to ten years")
+    return value
+
+
+def _known_presets(value: list[str]) -> list[str]:
+    if not set(value) <= set(PRESETS):
+        raise ValueError(f"each one of {', '.join(PRESETS)}")
+    return sorted(set(value))
+
+
+PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
+Hostname = Annotated[str, Field(max_length=253, pattern=_HOSTNAME)]
+ServiceName = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+
+
+class WorkspaceBody(RequestModel):
+    """Body of ``POST /api/v1/workspaces``."""
+
+    workspace_id: Name
+
+
+class Workspace(WireModel):
+    """A workspace."""
+
+    workspace_id: str
+    created_at: Time
+
+
+class TokenBody(RequestModel):
+    """Body of ``POST /api/v1/tokens``."""
+
+    kind: Literal["workspace", "service", "gateway", "admin"]
+    workspace_id: Name | None = None
+    service: ServiceName | None = None
+    presets: Annotated[list[str], AfterValidator(_known_presets)] | None = None
+    max_ttl: Annotated[PositiveDuration | None, Field(alias="maxTTL")] = None
+    max_lifetime: PositiveDuration | None = None
+    uses: Annotated[int, Field(ge=1, le=10**9, strict=True)] | None = None
+    expires_in: PositiveDuration | None = None
+    allow_isolated: Annotated[bool, Field(strict=True)] = False
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> TokenBody:
+        bound = self.kind in ("workspace", "service")
+        if bound and self.workspace_id is None:
+            raise ValueError(f"a token of kind {self.kind} needs a workspaceId")
+        if not bound and self.workspace_id is not None:
+            raise ValueError(f"a token of kind {self.kind} belongs to no workspace")
+        if (self.kind == "service") != (self.service is not None):
+            raise ValueError("service names the service of a token of kind service, and only that")
+        if self.kind != "workspace" and (self.presets is not None or self.allow_isolated):
+            raise ValueError("presets and allowIsolated belong to tokens of kind workspace")
+        if self.kind != "workspace" and self.uses is not None:
+            raise ValueError("uses belongs to tokens of kind workspace")
+        return self
+
+
+class Token(WireModel):
+    """A token without its secret. ``token`` is in the answer to its creation alone."""
+
+    id: str
+    kind: str
+    workspace_id: str | None
+    service: str | None
+    presets: list[str] | None
+    max_ttl: Annotated[str | None, Field(alias="maxTTL")]
+    max_lifetime: str | None
+    uses: int | None
+    used: int
+    allow_isolated: bool
+    created_at: Time
+    expires_at: Time | None
+    revoked_at: Time | None
+    token: str | None = None
+
+
+class PortBody(RequestModel):
+    """A port of a tool service."""
+
+    port: Annotated[int, Field(ge=1, le=65535, strict=True)]
+    protocol: Protocol = "tcp"
+
+
+class ServiceBody(RequestModel):
+    """Body of ``POST /api/v1/services``. The default host name is ``<name>.lattice``."""
+
+    name: ServiceName
+    workspace_id: Name
+    hostnames: Annotated[list[Hostname], Field(max_length=50)] = Field(default_factory=list)
+    ports: Annotated[list[PortBody], Field(min_length=1, max_length=100)]
+    designated: Annotated[bool, Field(strict=True)] = True
+
+
+class ManagedService(WireModel):
+    """A tool service as the management API shows it."""
+
+    name: str
+    workspace_id: str
+    address: str
+    hostnames: list[str]
+    ports: list[PortBody]
+    designated: bool
+    peer_id: str
+    connected: bool
+    created_at: Time
+
+
+class Event(WireModel):
+    """An entry of the event log."""
+
+    seq: int
+    time: Time
+    type: str
+    workspace_id: str | None
+    peer_id: str | None
+    name: str | None
+    data: dict[str, Any]
+
+
+class EventPage(WireModel):
+    """A page of events; ``next`` is the ``after`` of the next page, absent on the last."""
+
+    items: list[Event]
+    next: int | None = None
+
+
+class WorkspacePage(WireModel):
+    """A page of workspaces; ``next`` is the cursor of the next page."""
+
+    items: list[Workspace]
+    next: str | None = None
+
+
+class TokenPage(WireModel):
+    """A page of tokens; ``next`` is the cursor of the next page."""
+
+    items: list[Token]
+    next: str | None = None
+
+
+class ServicePage(WireModel):
+    """A page of services; ``next`` is the cursor of the next page."""
+
+    items: list[ManagedService]
+    next: str | None = None

@@ -1,0 +1,101 @@
+"""How identities end: revoked by somebody, expired, or gone with their service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select, update
+
+from lattice_server.clock import now_ms, rfc3339, to_ms
+from lattice_server.hub import PeerObject
+from lattice_server.policy import AgentRule
+from lattice_server.store import schema
+from lattice_server.store.database import Transaction
+from lattice_server.store.events import peer_event
+from lattice_server.store.queries import ripple
+from lattice_server.store.records import PeerRecord
+
+if TYPE_CHECKING:
+    from lattice_server.control import ControlPlane
+
+# The gateway's clock for a deadline starts when a message arrives, ours when it is sent.
+EXPIRY_TOLERANCE_MS = 250
+
+
+async def end_peers(
+    control: ControlPlane, tx: Transaction, peers: Sequence[PeerRecord], event: str, **data: object
+) -> None:
+    """End living peers: state, address to quarantine, event; the gateway hears of it on commit.
+
+    Args:
+        control: the control plane.
+        tx: the transaction it belongs to.
+        peers: peers whose state is ``active``.
+        event: ``revoked`` or ``expired``.
+        data: further event data, such as ``reason``.
+    """
+    if not peers:
+        return
+    now = now_ms()
+    table = schema.peers.c
+    state = "expired" if event == "expired" else "deleted"
+    await tx.connection.execute(
+        update(schema.peers)
+        .where(table.id.in_([peer.id for peer in peers]))
+        .values(state=state, ended_at=now, version=table.version + 1)
+    )
+    # A service keeps its address as long as the service is defined.
+    freed = [peer.address for peer in peers if peer.kind == "agent"]
+    if freed:
+        await tx.connection.execute(
+            update(schema.addresses)
+            .where(schema.addresses.c.address.in_(freed))
+            .values(free_at=now + to_ms(control.settings.quarantine))
+        )
+    await control.events.append(
+        tx,
+        [peer_event(event, now, p, **{"expiresAt": rfc3339(p.expires_at), **data}) for p in peers],
+    )
+    changes: dict[str, list[AgentRule]] = {}
+    for peer in peers:
+        if peer.kind == "agent":
+            changes.setdefault(peer.workspace_id, []).append(peer.rule())
+    touched: list[PeerObject] = []
+    for workspace, rules in changes.items():
+        touched += await ripple(tx.connection, workspace, rules, now)
+    gone = [peer.id for peer in peers]
+    tx.after_commit.append(lambda: control.hub.publish(touched, gone))
+    control.metrics.ended.labels(event).inc(len(peers))
+
+
+async def expire_due(control: ControlPlane, *, limit: int) -> int:
+    """End peers whose time is over; how many (at most ``limit``)."""
+    table = schema.peers.c
+    async with control.database.write() as tx:
+        rows = await tx.connection.execute(
+            select(schema.peers)
+            .where(table.state == "active", table.expires_at <= now_ms())
+            .order_by(table.expires_at)
+            .limit(limit)
+        )
+        due = [PeerRecord.of(row) for row in rows]
+        await end_peers(control, tx, due, "expired")
+    return len(due)
+
+
+async def expire_reported(control: ControlPlane, peer_ids: Sequence[str]) -> None:
+    """End peers that the gateway has cut off at their deadline.
+
+    One that was renewed at the last moment stays: the renewal is on its way to the gateway.
+    """
+    table = schema.peers.c
+    async with control.database.write() as tx:
+        rows = await tx.connection.execute(
+            select(schema.peers).where(
+                table.id.in_(peer_ids),
+                table.state == "active",
+                table.expires_at <= now_ms() + EXPIRY_TOLERANCE_MS,
+            )
+        )
+        await end_peers(control, tx, [PeerRecord.of(row) for row in rows], "expired")

@@ -1,0 +1,371 @@
+"""The life of an identity on the server: enroll, connect as a service, renew, remove.
+
+Each change is committed, published to the gateway and answered once the gateway has it. If it does
+not get it in time the change is taken back, so that a refused call leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from lattice_sdk.wire import EnrollRequest, RenewRequest
+from lattice_server import endings, terms
+from lattice_server.access import Principal, check_token, used_up
+from lattice_server.answers import identity_answer
+from lattice_server.clock import now_ms, rfc3339
+from lattice_server.credentials import new_id, new_key_pair, new_token, token_hash
+from lattice_server.problems import ApiProblem
+from lattice_server.publication import Publication, publish, store, wait_or_undo
+from lattice_server.store import schema
+from lattice_server.store.database import Transaction
+from lattice_server.store.events import peer_event
+from lattice_server.store.queries import (
+    peer_by_id,
+    service_by_name,
+)
+from lattice_server.store.records import PeerRecord, TokenRecord
+
+if TYPE_CHECKING:
+    from lattice_server.control import ControlPlane
+
+SERVICE_PRESET = "service"
+
+
+async def enroll(
+    control: ControlPlane, principal: Principal, request: EnrollRequest
+) -> dict[str, Any]:
+    """Make an identity, or take the one up again that has this key.
+
+    Raises:
+        ApiProblem: as the token, the request, the address pool or the gateway demand.
+    """
+    token = principal.granted()
+    gateway = control.gateway()
+    granted = terms.for_agent(control.settings, token, request)
+    private, public = _keys(request.public_key)
+    secret = new_token("enrollment")
+    now = now_ms()
+    peer = PeerRecord(
+        id=new_id("peer"),
+        kind="agent",
+        name=request.agent_name,
+        agent_type=request.agent_type or request.agent_name,
+        workspace_id=granted.workspace,
+        preset=granted.preset,
+        allow=granted.allow,
+        address="",
+        public_key=public,
+        token_hash=token_hash(secret),
+        issuer=token.id,
+        ttl=granted.ttl,
+        max_ttl=granted.max_ttl,
+        created_at=now,
+        expires_at=now + granted.ttl,
+        max_expires_at=now + granted.max_lifetime,
+        renewals=0,
+        version=1,
+        state="active",
+        ended_at=None,
+    )
+    for attempt in range(3):
+        try:
+            done = await _commit_agent(control, token, peer, own_key=private is not None)
+            break
+        except IntegrityError:
+            # Another process on the same database was faster, or the pool was behind.
+            await control.reload_addresses()
+            if attempt == 2:
+                raise
+    await wait_or_undo(control, done, token)
+    control.metrics.enrollments.inc()
+    return identity_answer(
+        control.settings, gateway, done.peer, secret, private, done.object, done.services
+    )
+
+
+async def _commit_agent(
+    control: ControlPlane, token: TokenRecord, peer: PeerRecord, *, own_key: bool
+) -> Publication:
+    address: str | None = None
+    try:
+        async with control.database.write() as tx:
+            if not own_key:
+                known = await _holder_of_key(control, tx, peer.public_key)
+                if known is not None:
+                    return await _take_up(control, tx, token, known, peer)
+            await _use(tx, token)
+            address = await control.take_address(tx, peer.id)
+            peer = replace(peer, address=address)
+            await tx.connection.execute(insert(schema.peers).values(**peer.values()))
+            await control.events.append(tx, [_enrolled(peer)])
+            return await publish(control, tx, peer, None)
+    except IntegrityError:
+        raise
+    except BaseException:
+        if address is not None:
+            control.addresses.release(address)
+        raise
+
+
+async def _take_up(
+    control: ControlPlane, tx: Transaction, token: TokenRecord, known: PeerRecord, asked: PeerRecord
+) -> Publication:
+    """The same key again: the same identity with a new enrollment token; the old one is void."""
+    same = (
+        known.kind == "agent"
+        and known.issuer == token.id
+        and known.workspace_id == asked.workspace_id
+        and (known.name, known.agent_type, known.preset, known.allow)
+        == (asked.name, asked.agent_type, asked.preset, asked.allow)
+    )
+    if not same:
+        raise ApiProblem(
+            "invalid_public_key",
+            "this public key cannot be enrolled with this request; make a new key pair",
+            errors=[{"field": "publicKey", "message": "make a new key pair"}],
+        )
+    await _check_again(tx, token)
+    limit = known.max_expires_at or asked.expires_at
+    peer = replace(
+        known,
+        token_hash=asked.token_hash,
+        ttl=asked.ttl,
+        max_ttl=asked.max_ttl,
+        expires_at=min(asked.expires_at, limit),
+        version=known.version + 1,
+    )
+    await store(tx, peer)
+    await control.events.append(tx, [_enrolled(peer, again=True)])
+    return await publish(control, tx, peer, known)
+
+
+async def connect_service(
+    control: ControlPlane, principal: Principal, workspace: str, name: str, request: terms.Connect
+) -> dict[str, Any]:
+    """Let a connector take a service's address. A later connector takes over from an earlier one.
+
+    Raises:
+        ApiProblem: as the token, the request or the gateway demand.
+    """
+    token = principal.granted()
+    gateway = control.gateway()
+    ttl, max_ttl = terms.lifetime(control.settings, token, request.ttl)
+    private, public = _keys(request.public_key)
+    secret = new_token("enrollment")
+    async with control.database.write() as tx:
+        await _check_again(tx, token)
+        service = await service_by_name(tx.connection, workspace, name)
+        if service is None:
+            raise ApiProblem(
+                "service_not_found",
+                f"the workspace has no service {name}; add it first (POST /api/v1/services)",
+            )
+        if private is None:
+            holder = await _holder_of_key(control, tx, public)
+            if holder is not None and holder.id != service.peer_id:
+                raise ApiProblem(
+                    "invalid_public_key", "this public key is in use; make a new key pair"
+                )
+        before = await peer_by_id(tx.connection, service.peer_id)
+        now = now_ms()
+        peer = PeerRecord(
+            id=service.peer_id,
+            kind="service",
+            name=name,
+            agent_type=SERVICE_PRESET,
+            workspace_id=workspace,
+            preset=SERVICE_PRESET,
+            allow=[],
+            address=service.address,
+            public_key=public,
+            token_hash=token_hash(secret),
+            issuer=token.id,
+            ttl=ttl,
+            max_ttl=max_ttl,
+            created_at=now,
+            expires_at=now + ttl,
+            max_expires_at=None if token.max_lifetime is None else now + token.max_lifetime,
+            renewals=0,
+            version=(before.version if before else 0) + 1,
+            state="active",
+            ended_at=None,
+        )
+        if before is None:
+            await tx.connection.execute(insert(schema.peers).values(**peer.values()))
+        else:
+            await store(tx, peer)
+        await control.events.append(tx, [_enrolled(peer)])
+        done = await publish(control, tx, peer, before)
+    await wait_or_undo(control, done, None)
+    control.metrics.enrollments.inc()
+    return identity_answer(control.settings, gateway, peer, secret, private, done.object, [])
+
+
+async def renew(
+    control: ControlPlane, peer_id: str, principal: Principal, secret: str, request: RenewRequest
+) -> dict[str, Any]:
+    """Move the deadline of a living identity, and change its key if asked to.
+
+    Args:
+        control: the control plane.
+        peer_id: as the path says.
+        principal: the owner of the enrollment token.
+        secret: the enrollment token, which stays the same and is answered again.
+        request: the body.
+
+    Raises:
+        ApiProblem: ``peer_not_found``, ``peer_expired``, ``ttl_not_permitted``, …
+    """
+    if principal.peer is None or principal.peer.id != peer_id:
+        raise peer_not_found(peer_id)
+    _check_alive(principal.peer, now_ms())
+    gateway = control.gateway()
+    async with control.database.write() as tx:
+        before = await peer_by_id(tx.connection, peer_id)
+        now = now_ms()
+        if before is None or before.token_hash != principal.peer.token_hash:
+            raise peer_not_found(peer_id)
+        _check_alive(before, now)
+        if before.kind == "service":
+            # It can be renewed without end, so its token has to hold all the time.
+            await _check_token_of(tx, before.issuer)
+        ttl = terms.renewal(before, request.ttl)
+        expires = now + ttl
+        if before.max_expires_at is not None:
+            expires = min(expires, before.max_expires_at)
+        key = request.public_key or before.public_key
+        if key != before.public_key and await _holder_of_key(control, tx, key) is not None:
+            raise ApiProblem("invalid_public_key", "this public key is in use; make a new key pair")
+        peer = replace(
+            before,
+            public_key=key,
+            ttl=ttl,
+            expires_at=expires,
+            renewals=before.renewals + 1,
+            version=before.version + 1,
+        )
+        await store(tx, peer)
+        await control.events.append(
+            tx, [peer_event("renewed", now, peer, expiresAt=rfc3339(peer.expires_at))]
+        )
+        done = await publish(control, tx, peer, before)
+    await wait_or_undo(control, done, None)
+    control.metrics.renewals.inc()
+    return identity_answer(
+        control.settings, gateway, peer, secret, None, done.object, done.services
+    )
+
+
+async def remove(control: ControlPlane, peer_id: str, principal: Principal) -> None:
+    """End an identity; returns once the gateway has cut it off, or after a bounded wait.
+
+    Raises:
+        ApiProblem: ``peer_not_found`` when there never was one, or not for this caller.
+    """
+    async with control.database.write() as tx:
+        peer = await peer_by_id(tx.connection, peer_id)
+        if peer is None or not may_act_on(principal, peer):
+            raise peer_not_found(peer_id)
+        if peer.state == "active":
+            by = "itself" if principal.kind == "enrollment" else principal.kind
+            await endings.end_peers(control, tx, [peer], "revoked", by=by)
+    if control.hub.stream is not None:
+        # Also for one that has ended already: a second DELETE must not overtake the first.
+        await control.hub.wait(control.hub.revision, control.settings.delete_wait.total_seconds())
+
+
+def may_act_on(principal: Principal, peer: PeerRecord) -> bool:
+    """Whether the peer exists for this caller."""
+    if principal.peer is not None:
+        return principal.peer.id == peer.id
+    return principal.may_see(peer.workspace_id)
+
+
+def peer_not_found(peer_id: str) -> ApiProblem:
+    """The 404 that a foreign peer and one that never was have in common."""
+    return ApiProblem("peer_not_found", f"there is no peer {peer_id} for this token")
+
+
+def _check_alive(peer: PeerRecord, now: int) -> None:
+    if peer.state == "deleted":
+        raise ApiProblem(
+            "peer_not_found", f"the identity {peer.id} was revoked; enroll anew if that is wanted"
+        )
+    if not peer.alive(now):
+        raise ApiProblem(
+            "peer_expired",
+            f"the identity {peer.id} expired at {rfc3339(peer.expires_at)} and cannot be renewed; "
+            "enroll anew",
+        )
+
+
+def _keys(public_key: str | None) -> tuple[str | None, str]:
+    """(private, public): the client's public key, or a pair made here."""
+    return (None, public_key) if public_key else new_key_pair()
+
+
+async def _holder_of_key(control: ControlPlane, tx: Transaction, key: str) -> PeerRecord | None:
+    """The living peer with this key. One whose time is over is ended on the way."""
+    stream = control.hub.stream
+    if stream is not None and stream.info.public_key == key:
+        raise ApiProblem("invalid_public_key", "this public key is in use; make a new key pair")
+    peers = schema.peers.c
+    row = (
+        await tx.connection.execute(
+            select(schema.peers).where(peers.public_key == key, peers.state == "active")
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    peer = PeerRecord.of(row)
+    if peer.alive(now_ms()):
+        return peer
+    await endings.end_peers(control, tx, [peer], "expired")
+    return None
+
+
+async def _use(tx: Transaction, token: TokenRecord) -> None:
+    """Count one use, if the token still holds: the condition and the count are one statement."""
+    tokens = schema.tokens.c
+    now = now_ms()
+    counted = await tx.connection.execute(
+        update(schema.tokens)
+        .where(
+            tokens.id == token.id,
+            tokens.revoked_at.is_(None),
+            tokens.expires_at.is_(None) | (tokens.expires_at > now),
+            tokens.uses.is_(None) | (tokens.used < tokens.uses),
+        )
+        .values(used=tokens.used + 1)
+    )
+    if counted.rowcount == 0:
+        await _check_again(tx, token)
+        raise used_up(token)
+
+
+async def _check_again(tx: Transaction, token: TokenRecord) -> None:
+    """Refuse a token that was revoked since it was looked at."""
+    await _check_token_of(tx, token.id)
+
+
+async def _check_token_of(tx: Transaction, token_id: str) -> None:
+    row = (
+        await tx.connection.execute(select(schema.tokens).where(schema.tokens.c.id == token_id))
+    ).one()
+    check_token(TokenRecord.of(row), now_ms(), spent=True)
+
+
+def _enrolled(peer: PeerRecord, **data: Any) -> dict[str, Any]:
+    return peer_event(
+        "enrolled",
+        now_ms(),
+        peer,
+        agentType=peer.agent_type,
+        expiresAt=rfc3339(peer.expires_at),
+        token=peer.issuer,
+        **data,
+    )

@@ -1,0 +1,113 @@
+"""From a committed change to one that the gateway has, or back to what was before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sqlalchemy import delete, update
+
+from lattice_server import endings
+from lattice_server.clock import now_ms
+from lattice_server.hub import PeerObject
+from lattice_server.problems import gateway_unavailable
+from lattice_server.store import schema
+from lattice_server.store.database import Transaction
+from lattice_server.store.queries import peer_by_id, peer_objects, ripple, services_of
+from lattice_server.store.records import PeerRecord, ServiceRecord, TokenRecord
+
+if TYPE_CHECKING:
+    from lattice_server.control import ControlPlane
+
+
+@dataclass
+class Publication:
+    """A committed change: what to answer, what to wait for, what was there before."""
+
+    peer: PeerRecord
+    before: PeerRecord | None
+    services: list[ServiceRecord]
+    object: PeerObject | None = None
+    revision: int = 0
+
+
+async def store(tx: Transaction, peer: PeerRecord) -> None:
+    """Overwrite the row of a peer."""
+    await tx.connection.execute(
+        update(schema.peers).where(schema.peers.c.id == peer.id).values(**peer.values())
+    )
+
+
+async def publish(
+    control: ControlPlane, tx: Transaction, peer: PeerRecord, before: PeerRecord | None
+) -> Publication:
+    """Prepare what the gateway hears on commit: the peer, and agents whose grants it changes."""
+    now = now_ms()
+    services = []
+    if peer.kind == "agent":
+        services = await services_of(tx.connection, peer.workspace_id)
+    [own] = await peer_objects(tx.connection, peer.workspace_id, [peer], now, services)
+    others: list[PeerObject] = []
+    if peer.kind == "agent" and before is None:
+        others = await ripple(tx.connection, peer.workspace_id, [peer.rule()], now)
+    done = Publication(peer, before, services, own)
+
+    def tell() -> None:
+        done.revision = control.hub.publish([own, *others])
+
+    tx.after_commit.append(tell)
+    return done
+
+
+async def wait_or_undo(control: ControlPlane, done: Publication, token: TokenRecord | None) -> None:
+    """Return once the gateway has the change, or take it back.
+
+    Args:
+        control: the control plane.
+        done: what was committed.
+        token: the token of which a use was counted, to give it back.
+
+    Raises:
+        ApiProblem: ``gateway_unavailable`` when it was taken back.
+    """
+    seconds = control.settings.gateway_wait.total_seconds()
+    try:
+        acknowledged = await control.hub.wait(done.revision, seconds)
+    except asyncio.CancelledError:
+        await _finish(_undo(control, done, token))
+        raise
+    if not acknowledged:
+        await _finish(_undo(control, done, token))
+        raise gateway_unavailable(
+            f"the gateway did not take up the change within {seconds:g} s, so it was undone; "
+            "try again"
+        )
+
+
+async def _finish(work: Awaitable[None]) -> None:
+    """Carry on to the end even if this task is cancelled."""
+    await asyncio.shield(asyncio.ensure_future(work))
+
+
+async def _undo(control: ControlPlane, done: Publication, token: TokenRecord | None) -> None:
+    """Take a published change back, unless somebody has changed the peer again since."""
+    async with control.database.write() as tx:
+        now = await peer_by_id(tx.connection, done.peer.id)
+        if now is None or now.version != done.peer.version or now.state != "active":
+            return
+        if done.before is not None and done.before.alive(now_ms()):
+            peer = replace(done.before, version=now.version + 1)
+            await store(tx, peer)
+            await publish(control, tx, peer, done.before)
+            return
+        await endings.end_peers(control, tx, [now], "revoked", by="server", reason="gateway")
+        if done.before is not None:
+            return
+        await tx.connection.execute(delete(schema.peers).where(schema.peers.c.id == now.id))
+        if token is not None:
+            tokens = schema.tokens.c
+            await tx.connection.execute(
+                update(schema.tokens).where(tokens.id == token.id).values(used=tokens.used - 1)
+            )

@@ -1,0 +1,91 @@
+"""Settings of the control plane: arguments, then ``LATTICE_SERVER_*``, then these defaults."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from lattice_sdk.durations import parse_duration
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return timedelta(seconds=value)
+    if isinstance(value, str):
+        try:
+            return timedelta(seconds=float(value))
+        except ValueError:
+            return parse_duration(value)
+    return value
+
+
+Span = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta(0))]
+
+
+def _default_data_dir() -> Path:
+    # https://specifications.freedesktop.org/basedir-spec/latest/
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(state) / "lattice" / "server"
+
+
+class ServerSettings(BaseSettings):
+    """How a control plane runs. Durations are seconds as numbers or Go-style strings (``5m``).
+
+    Attributes:
+        database: an SQLAlchemy URL; left out means ``lattice.db`` (SQLite) in ``data_dir``.
+        overlay: the IPv4 network of the identities; its first host is the gateway.
+        gateway_wait: how long an enrollment or a renewal waits for the gateway's acknowledgement.
+        delete_wait: the same for a removal, which is answered either way.
+        quarantine: how long an address rests before another identity gets it.
+        reconcile_interval: the pace of the reconciler; zero switches it off.
+        default_ttl: the life of an identity whose request names none.
+        default_lifetime: how long an identity can be renewed when its token does not say.
+        retention: how long ended peers are remembered, so that late calls get a true answer.
+        event_retention: how long events are kept.
+        event_limit: how many events are kept at most.
+        insecure_http: permits to listen on a network address without TLS.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LATTICE_SERVER_", extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8420
+    data_dir: Path = Field(default_factory=_default_data_dir)
+    database: str | None = None
+    overlay: IPv4Network = IPv4Network("10.96.0.0/16")
+    gateway_wait: Span = timedelta(seconds=5)
+    delete_wait: Span = timedelta(seconds=2)
+    quarantine: Span = timedelta(minutes=5)
+    reconcile_interval: Span = timedelta(seconds=60)
+    default_ttl: Span = timedelta(hours=1)
+    default_lifetime: Span = timedelta(hours=24)
+    retention: Span = timedelta(hours=24)
+    event_retention: Span = timedelta(days=30)
+    event_limit: Annotated[int, Field(ge=1000)] = 1_000_000
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    insecure_http: bool = False
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("overlay")
+    @classmethod
+    def _room(cls, value: IPv4Network) -> IPv4Network:
+        if not 8 <= value.prefixlen <= 30:
+            raise ValueError("the overlay needs a prefix from /8 to /30, such as 10.96.0.0/16")
+        return value
+
+    @property
+    def database_url(self) -> str:
+        """The SQLAlchemy URL that is used."""
+        return self.database or f"sqlite+aiosqlite:///{self.data_dir / 'lattice.db'}"
+
+    @property
+    def gateway_address(self) -> str:
+        """The gateway's overlay address: the first host of the overlay."""
+        return str(self.overlay.network_address + 1)

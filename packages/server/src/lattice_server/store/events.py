@@ -1,0 +1,92 @@
+"""The event log: append-only, numbered, what happened to whom."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from lattice_server.clock import rfc3339
+from lattice_server.store import schema
+from lattice_server.store.database import Transaction
+from lattice_server.store.records import PeerRecord
+
+
+class EventLog:
+    """Writes events inside transactions and wakes those who follow."""
+
+    def __init__(self) -> None:
+        self._news = asyncio.Event()
+
+    async def append(self, tx: Transaction, events: Sequence[dict[str, Any]]) -> None:
+        """Add events (see :func:`event`) to the transaction."""
+        if events:
+            await tx.connection.execute(insert(schema.events), list(events))
+            tx.after_commit.append(self.wake)
+
+    def wake(self) -> None:
+        """Let everybody who follows look again."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def news(self) -> asyncio.Event:
+        """An event that is set by the next news; take it before looking, then wait for it."""
+        return self._news
+
+
+def event(
+    event_type: str,
+    at: int,
+    /,
+    *,
+    workspace: str | None = None,
+    peer_id: str | None = None,
+    name: str | None = None,
+    **data: Any,
+) -> dict[str, Any]:
+    """A row of the log. ``data`` holds no secret."""
+    return {
+        "type": event_type,
+        "at": at,
+        "workspace_id": workspace,
+        "peer_id": peer_id,
+        "name": name,
+        "data": data,
+    }
+
+
+def peer_event(event_type: str, at: int, peer: PeerRecord, /, **data: Any) -> dict[str, Any]:
+    """An event of a peer."""
+    return event(
+        event_type,
+        at,
+        workspace=peer.workspace_id,
+        peer_id=peer.id,
+        name=peer.name,
+        **{"kind": peer.kind, "policyPreset": peer.preset, "overlayIP": peer.address, **data},
+    )
+
+
+async def read_events(
+    connection: AsyncConnection, after: int, limit: int, workspace: str | None = None
+) -> list[dict[str, Any]]:
+    """Events with a greater number than ``after``, oldest first, as the API shows them."""
+    events = schema.events.c
+    query = select(schema.events).where(events.seq > after).order_by(events.seq).limit(limit)
+    if workspace is not None:
+        query = query.where(events.workspace_id == workspace)
+    return [
+        {
+            "seq": row.seq,
+            "time": rfc3339(row.at),
+            "type": row.type,
+            "workspaceId": row.workspace_id,
+            "peerId": row.peer_id,
+            "name": row.name,
+            "data": row.data,
+        }
+        for row in await connection.execute(query)
+    ]

@@ -1,0 +1,107 @@
+"""Rows as values: what the rest of the program handles instead of database rows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Row
+
+from lattice_server.policy import AgentRule, Grant, ServiceRule
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRecord:
+    """A row of ``peers`` (without its number). Instants and durations are in ms."""
+
+    id: str
+    kind: str
+    name: str
+    agent_type: str
+    workspace_id: str
+    preset: str
+    allow: list[dict[str, Any]]
+    address: str
+    public_key: str
+    token_hash: str
+    issuer: str
+    ttl: int
+    max_ttl: int
+    created_at: int
+    expires_at: int
+    max_expires_at: int | None
+    renewals: int
+    version: int
+    state: str
+    ended_at: int | None
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> PeerRecord:
+        """The record of a full row of ``peers``."""
+        return cls(**{key: value for key, value in row._mapping.items() if key != "n"})
+
+    def values(self) -> dict[str, Any]:
+        """The columns, for an insert."""
+        return asdict(self)
+
+    def alive(self, now: int) -> bool:
+        """Whether the identity holds at this instant (ms)."""
+        return self.state == "active" and self.expires_at > now
+
+    def rule(self) -> AgentRule:
+        """The agent as the policy compiler sees it."""
+        allow = frozenset(Grant(a["to"], a["protocol"], a["port"]) for a in self.allow)
+        return AgentRule(self.id, self.address, self.preset, allow)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRecord:
+    """A row of ``services``."""
+
+    workspace_id: str
+    name: str
+    peer_id: str
+    address: str
+    hostnames: list[str]
+    ports: list[dict[str, Any]]
+    designated: bool
+    created_at: int
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> ServiceRecord:
+        """The record of a row of ``services``."""
+        return cls(**row._mapping)
+
+    def values(self) -> dict[str, Any]:
+        """The columns, for an insert."""
+        return asdict(self)
+
+    def rule(self) -> ServiceRule:
+        """The service as the policy compiler sees it."""
+        ports = frozenset((port["protocol"], port["port"]) for port in self.ports)
+        return ServiceRule(self.name, self.address, ports, self.designated)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """A row of ``tokens``, without the hash."""
+
+    n: int
+    id: str
+    kind: str
+    workspace_id: str | None
+    service: str | None
+    presets: list[str] | None
+    allow_isolated: bool
+    max_ttl: int | None
+    max_lifetime: int | None
+    uses: int | None
+    used: int
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> TokenRecord:
+        """The record of a row of ``tokens``."""
+        return cls(**{key: value for key, value in row._mapping.items() if key != "hash"})

@@ -1,0 +1,174 @@
+"""What a request gets, as far as its token permits: preset, allow list, life. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import IPv4Address
+from typing import Any
+
+from lattice_sdk.durations import format_duration
+from lattice_sdk.wire import AllowRule, Duration, EnrollRequest, Name, PublicKey, RequestModel
+from lattice_server import policy
+from lattice_server.clock import to_ms
+from lattice_server.problems import ApiProblem
+from lattice_server.settings import ServerSettings
+from lattice_server.store.records import PeerRecord, TokenRecord
+
+# A shorter life would be over before its answer is read and its first renewal sent.
+SHORTEST_TTL_MS = 1000
+
+
+class Connect(RequestModel):
+    """Body of ``POST /api/v1/services/{name}/connect``."""
+
+    public_key: PublicKey | None = None
+    workspace_id: Name | None = None
+    ttl: Duration | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an enrollment gets. Durations are in ms."""
+
+    workspace: str
+    preset: str
+    allow: list[dict[str, Any]]
+    ttl: int
+    max_ttl: int
+    max_lifetime: int
+
+
+def for_agent(settings: ServerSettings, token: TokenRecord, request: EnrollRequest) -> Terms:
+    """Decide an enrollment.
+
+    Raises:
+        ApiProblem: ``workspace_mismatch``, ``unknown_preset``, ``preset_not_permitted``,
+            ``invalid_ttl``, ``ttl_not_permitted``, ``invalid_request`` or ``forbidden``.
+    """
+    workspace = token.workspace_id or ""
+    if request.workspace_id not in (None, workspace):
+        raise ApiProblem(
+            "workspace_mismatch",
+            "the token does not belong to this workspaceId; leave workspaceId out, "
+            "or use a token of that workspace",
+            errors=[{"field": "workspaceId", "message": "not the token's workspace"}],
+        )
+    preset = request.policy_preset or "sandboxed"
+    if preset not in policy.PRESETS:
+        raise ApiProblem(
+            "unknown_preset",
+            f"there is no preset of this name; choose {', '.join(policy.PRESETS)}",
+            errors=[{"field": "policyPreset", "message": f"one of {', '.join(policy.PRESETS)}"}],
+        )
+    permitted = permitted_presets(token)
+    if preset not in permitted:
+        raise ApiProblem(
+            "preset_not_permitted",
+            f"the token permits {', '.join(sorted(permitted)) or 'no preset'}, not {preset}; "
+            "choose one of these or ask for a token that permits it",
+            errors=[{"field": "policyPreset", "message": "not permitted by the token"}],
+        )
+    ttl, max_ttl = lifetime(settings, token, request.ttl)
+    return Terms(
+        workspace=workspace,
+        preset=preset,
+        allow=_allow(settings, token, preset, request.allow),
+        ttl=ttl,
+        max_ttl=max_ttl,
+        max_lifetime=_max_lifetime(settings, token),
+    )
+
+
+def permitted_presets(token: TokenRecord) -> frozenset[str]:
+    """The presets a workspace token permits; unless it names some, all but ``isolated``."""
+    named = frozenset(("sandboxed", "coordinator") if token.presets is None else token.presets)
+    return named | {"isolated"} if token.allow_isolated else named
+
+
+def lifetime(
+    settings: ServerSettings, token: TokenRecord, asked: timedelta | None
+) -> tuple[int, int]:
+    """The life granted and the longest one permitted, in ms.
+
+    Raises:
+        ApiProblem: ``invalid_ttl`` or ``ttl_not_permitted``.
+    """
+    longest = _max_lifetime(settings, token)
+    max_ttl = min(longest, token.max_ttl or longest)
+    if asked is None:
+        return min(to_ms(settings.default_ttl), max_ttl), max_ttl
+    return _checked(asked, max_ttl), max_ttl
+
+
+def renewal(peer: PeerRecord, asked: timedelta | None) -> int:
+    """The life that a renewal gets, in ms: what is asked, or what the identity had.
+
+    Raises:
+        ApiProblem: ``invalid_ttl`` or ``ttl_not_permitted``.
+    """
+    return peer.ttl if asked is None else _checked(asked, peer.max_ttl)
+
+
+def _max_lifetime(settings: ServerSettings, token: TokenRecord) -> int:
+    return token.max_lifetime or to_ms(settings.default_lifetime)
+
+
+def _checked(asked: timedelta, max_ttl: int) -> int:
+    ttl = to_ms(asked)
+    if ttl < SHORTEST_TTL_MS:
+        raise ApiProblem(
+            "invalid_ttl",
+            "the ttl is too short: it has to be at least 1s",
+            errors=[{"field": "ttl", "message": "at least 1s"}],
+        )
+    if ttl > max_ttl:
+        longest = format_duration(timedelta(milliseconds=max_ttl))
+        raise ApiProblem(
+            "ttl_not_permitted",
+            f"the token permits a ttl of at most {longest}; ask for that and renew in time",
+            errors=[{"field": "ttl", "message": f"at most {longest}"}],
+        )
+    return ttl
+
+
+def _allow(
+    settings: ServerSettings, token: TokenRecord, preset: str, rules: list[AllowRule]
+) -> list[dict[str, Any]]:
+    if not rules:
+        return []
+    if preset != "isolated":
+        raise ApiProblem(
+            "invalid_request",
+            f"allow belongs to the preset isolated, and this is {preset}; "
+            "leave allow out or ask for isolated",
+            errors=[{"field": "allow", "message": "only with the preset isolated"}],
+        )
+    if not token.allow_isolated:
+        raise ApiProblem(
+            "forbidden",
+            "the token does not permit an allow list; ask for one made with allowIsolated",
+            errors=[{"field": "allow", "message": "not permitted by the token"}],
+        )
+    checked = {
+        (_overlay_address(settings, rule.to, number), rule.protocol, rule.port)
+        for number, rule in enumerate(rules)
+    }
+    return [{"to": to, "protocol": what, "port": port} for to, what, port in sorted(checked)]
+
+
+def _overlay_address(settings: ServerSettings, to: str, number: int) -> str:
+    overlay = settings.overlay
+    try:
+        address = IPv4Address(to)
+    except ValueError:
+        address = overlay.network_address
+    reserved = (overlay.network_address, overlay.network_address + 1, overlay.broadcast_address)
+    if address not in overlay or address in reserved:
+        raise ApiProblem(
+            "invalid_request",
+            f"allow takes IPv4 addresses of peers in the overlay {overlay} for now, "
+            "no host names, CIDRs or other addresses",
+            errors=[{"field": f"allow.{number}.to", "message": f"not a peer address in {overlay}"}],
+        )
+    return str(address)

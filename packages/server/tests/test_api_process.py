@@ -1,0 +1,309 @@
+"""The control plane as a process: first start, refusals to start, TLS, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+PROGRAM = textwrap.dedent(
+    """
+    import sys
+    from lattice_server.run import run_server
+    from lattice_server.settings import ServerSettings
+    run_server(ServerSettings(), ready=lambda url: print(url, flush=True))
+    """
+)
+
+
+class Process:
+    """``run_server`` in a process of its own; settings come by the environment."""
+
+    def __init__(self, prefix: tuple[str, ...] = (), **settings: Any) -> None:
+        environment = {
+            "PATH": os.environ["PATH"],
+            **{f"LATTICE_SERVER_{k.upper()}": str(v) for k, v in {"port": 0, **settings}.items()},
+        }
+        self.process = subprocess.Popen(
+            [*prefix, sys.executable, "-c", PROGRAM],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def url(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        assert line, self.process.communicate(timeout=10)[1]
+        return line
+
+    def refusal(self) -> str:
+        """The message of a start that fails with status 1."""
+        out, err = self.process.communicate(timeout=30)
+        assert (self.process.returncode, out) == (1, ""), err
+        assert "Traceback" not in err
+        return err
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate(timeout=10)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    started: list[Process] = []
+
+    def make(**settings: Any) -> Process:
+        started.append(Process(**{"data_dir": tmp_path / "data", **settings}))
+        return started[-1]
+
+    yield make
+    for process in started:
+        process.end()
+
+
+def admin(directory: Path) -> dict[str, str]:
+    return {"Authorization": f"Bearer {(directory / 'admin.token').read_text().strip()}"}
+
+
+def test_first_start_writes_the_admin_token_and_the_next_keeps_it(
+    start: Callable[..., Process], tmp_path: Path
+) -> None:
+    server = start()
+    url, data = server.url(), tmp_path / "data"
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    assert stat.S_IMODE((data / "admin.token").stat().st_mode) == 0o600
+    headers = admin(data)
+    assert httpx.get(f"{url}/api/v1/tokens", headers=headers).status_code == 200
+    server.process.send_signal(signal.SIGKILL)
+    server.process.wait(10)
+    again = start()
+    answer = httpx.get(f"{again.url()}/api/v1/tokens", headers=headers)
+    assert answer.status_code == 200
+    assert admin(data) == headers
+
+
+def test_start_cut_short_after_the_token_file_goes_on_with_it(
+    start: Callable[..., Process], tmp_path: Path
+) -> None:
+    start().url()
+    other = tmp_path / "other"
+    other.mkdir(mode=0o700)
+    (other / "admin.token").write_text((tmp_path / "data" / "admin.token").read_text())
+    url = start(data_dir=other).url()
+    assert httpx.get(f"{url}/api/v1/tokens", headers=admin(other)).status_code == 200
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "admin.token").write_text("half")
+    assert "does not hold an admin token" in start(data_dir=broken).refusal()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_it_within_two_seconds_with_open_streams(
+    start: Callable[..., Process], tmp_path: Path, number: signal.Signals
+) -> None:
+    server = start()
+    url = server.url()
+    headers = admin(tmp_path / "data")
+    httpx.post(f"{url}/api/v1/tokens", headers=headers, json={"kind": "gateway"}).raise_for_status()
+    following, ended = threading.Event(), threading.Event()
+
+    def follow() -> None:
+        with httpx.stream(
+            "GET", f"{url}/api/v1/events?follow=true", headers=headers, timeout=30
+        ) as answer:
+            for _ in answer.iter_lines():
+                following.set()
+        ended.set()
+
+    threading.Thread(target=follow, daemon=True).start()
+    assert following.wait(10)
+    idle = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+    began = time.monotonic()
+    server.process.send_signal(number)
+    assert server.process.wait(20) == 0
+    # Generous: the promise is two seconds, the machine of the test may be busy.
+    assert time.monotonic() - began < 6
+    assert ended.wait(5)
+    idle.close()
+
+
+def test_network_address_without_tls_is_refused(start: Callable[..., Process]) -> None:
+    assert "--tls-cert" in start(host="0.0.0.0").refusal()
+    assert start(host="0.0.0.0", insecure_http="true").url().startswith("http://0.0.0.0:")
+
+
+def test_second_server_on_the_same_directory_is_refused(start: Callable[..., Process]) -> None:
+    start().url()
+    assert "another control plane uses" in start().refusal()
+
+
+def test_port_in_use_is_refused(start: Callable[..., Process], tmp_path: Path) -> None:
+    port = start().url().rpartition(":")[2]
+    refusal = start(data_dir=tmp_path / "other", port=port).refusal()
+    assert f"port {port}" in refusal
+    assert "Address already in use" in refusal
+
+
+def test_directory_that_cannot_be_written_is_refused(
+    start: Callable[..., Process], tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    assert "cannot be written" in start(data_dir=file / "data").refusal()
+    # /proc takes no directories, not even root's
+    assert "cannot be written" in start(data_dir="/proc/lattice").refusal()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_full_disk_is_refused(start: Callable[..., Process], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "lattice.db").symlink_to("/dev/full")
+    assert "the database cannot be used" in start().refusal()
+
+
+def test_database_that_is_none_is_refused(start: Callable[..., Process], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "lattice.db").write_bytes(b"no database at all" * 1000)
+    assert "the database cannot be used" in start().refusal()
+
+
+def test_another_overlay_is_refused(start: Callable[..., Process]) -> None:
+    first = start()
+    first.url()
+    first.end()
+    assert "10.96.0.0/16" in start(overlay="10.97.0.0/16").refusal()
+
+
+def test_tls_serves_https(start: Callable[..., Process], tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path)
+    assert "both" in start(tls_cert=certificate).refusal()
+    missing = start(tls_cert=certificate, tls_key=tmp_path / "none").refusal()
+    assert "cannot be read" in missing
+    url = start(host="0.0.0.0", tls_cert=certificate, tls_key=key).url()
+    assert url.startswith("https://")
+    context = ssl.create_default_context(cafile=str(certificate))
+    port = url.rpartition(":")[2]
+    answer = httpx.get(f"https://127.0.0.1:{port}/healthz", verify=context)
+    assert answer.json() == {"status": "ok"}
+
+
+def test_access_log_has_the_request_and_no_token(
+    start: Callable[..., Process], tmp_path: Path
+) -> None:
+    server = start(log_level="debug")
+    url, headers = server.url(), admin(tmp_path / "data")
+    httpx.get(f"{url}/api/v1/tokens?secret=1", headers=headers)
+    server.process.send_signal(signal.SIGTERM)
+    _, log = server.process.communicate(timeout=20)
+    assert "GET /api/v1/tokens 200" in log
+    assert headers["Authorization"].removeprefix("Bearer ") not in log
+    assert json.dumps(log).count("secret=1") == 0
+
+
+def self_signed(directory: Path) -> tuple[Path, Path]:
+    import ipaddress
+    from datetime import UTC, datetime, timedelta
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lattice test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+        .sign(private, hashes.SHA256())
+    )
+    files = directory / "tls.crt", directory / "tls.key"
+    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    files[1].write_bytes(
+        private.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return files
+
+
+def test_answered_enrollments_survive_a_kill(start: Callable[..., Process], tmp_path: Path) -> None:
+    """What was answered is in the store, and nothing else the next gateway would have to guess."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from websockets.sync.client import connect
+
+    server = start()
+    url, headers = server.url(), admin(tmp_path / "data")
+
+    def manage(path: str, body: dict[str, Any]) -> Any:
+        return httpx.post(f"{url}/api/v1/{path}", headers=headers, json=body).json()
+
+    manage("workspaces", {"workspaceId": "ws"})
+    token = manage("tokens", {"kind": "workspace", "workspaceId": "ws"})["token"]
+    bearer = {"Authorization": f"Bearer {manage('tokens', {'kind': 'gateway'})['token']}"}
+    hello = {
+        "type": "hello",
+        "gateway": "default",
+        "publicKey": "YWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWE=",
+        "endpoint": "127.0.0.1:51820",
+        "address": "10.96.0.1",
+        "overlay": "10.96.0.0/16",
+    }
+    answered: list[str] = []
+
+    def enroll(_: int) -> None:
+        with httpx.Client(headers={"Authorization": f"Bearer {token}"}) as client:
+            while True:
+                try:
+                    answer = client.post(f"{url}/api/v1/agent-enroll", json={"agentName": "a"})
+                except httpx.HTTPError:
+                    return
+                if answer.status_code == 201:
+                    answered.append(answer.json()["peerId"])
+
+    stream = url.replace("http", "ws", 1) + "/api/v1/gateway/stream"
+    with ThreadPoolExecutor(6) as pool, connect(stream, additional_headers=bearer) as gateway:
+        gateway.send(json.dumps(hello))
+        for number in range(6):
+            pool.submit(enroll, number)
+        for text in gateway:
+            gateway.send(json.dumps({"type": "ack", "revision": json.loads(text)["revision"]}))
+            if len(answered) > 100:
+                server.process.kill()
+                break
+    server.process.wait(10)
+    url = start().url()
+    items = httpx.get(f"{url}/api/v1/peers?limit=1000", headers=headers).json()["items"]
+    assert set(answered) <= {item["peerId"] for item in items}
+    assert len({item["overlayIP"] for item in items}) == len(items)

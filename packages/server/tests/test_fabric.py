@@ -1,0 +1,221 @@
+"""The whole fabric as processes: started, broken, put together again, gone."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from lattice_engine import EngineClient, EngineError
+from lattice_server.fabric import Fabric, FabricError
+
+
+def wait_for(what: str, condition: Callable[[], Any], timeout: float = 20) -> Any:
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
+        time.sleep(0.01)
+    return value
+
+
+def running(pid: int | None) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def processes_of(directory: Path) -> list[str]:
+    """Command lines that mention the directory, of processes that run."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if str(directory) in command and running(int(process.name)):
+            found.append(command)
+    return found
+
+
+def enroll(fabric: Fabric, **more: object) -> dict[str, Any]:
+    answer = httpx.post(
+        f"{fabric.url}/api/v1/agent-enroll",
+        headers={"Authorization": f"Bearer {fabric.workspace_token}"},
+        json={"agentName": "code-executor-001", **more},
+        timeout=20,
+        trust_env=False,
+    )
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def programmed(fabric: Fabric) -> set[str]:
+    client = EngineClient(fabric.gateway_control)
+    try:
+        return {peer["id"] for peer in client.peers()}
+    except EngineError:
+        return set()
+    finally:
+        client.close()
+
+
+@pytest.fixture
+def fabric(tmp_path: Path) -> Iterator[Fabric]:
+    with Fabric(tmp_path / "fabric", server_options={"gateway_wait": 15}) as fabric:
+        yield fabric
+
+
+def test_an_enrolled_peer_is_programmed_when_the_answer_comes(fabric: Fabric) -> None:
+    assert enroll(fabric)["peerId"] in programmed(fabric)
+
+
+def test_nothing_is_left_and_secrets_are_private(tmp_path: Path) -> None:
+    directory = tmp_path / "fabric"
+    with Fabric(directory) as fabric:
+        pids = [fabric.server_pid, fabric.gateway_pid, fabric.engine_pid]
+        assert all(running(pid) for pid in pids)
+        secrets = [fabric.admin_token, fabric.workspace_token]
+        secrets.append((directory / "gateway.token").read_text().strip())
+        for command in processes_of(directory):
+            assert not any(secret in command for secret in secrets)
+        for pid in pids:
+            environment = Path(f"/proc/{pid}/environ").read_text()
+            assert not any(secret in environment for secret in secrets)
+    assert not any(running(pid) for pid in pids)
+    assert processes_of(directory) == []
+    sockets = [path for path in directory.rglob("*") if stat.S_ISSOCK(path.lstat().st_mode)]
+    assert sockets == []
+    for log in directory.glob("*.log"):
+        assert not any(secret in log.read_text() for secret in secrets)
+    fabric.stop()
+
+
+def test_the_directory_can_be_used_again(tmp_path: Path) -> None:
+    with Fabric(tmp_path) as fabric:
+        peer = enroll(fabric)["peerId"]
+    with Fabric(tmp_path) as fabric:
+        assert peer in programmed(fabric)
+
+
+def test_restarted_control_plane_has_the_same_url_and_peers(fabric: Fabric) -> None:
+    url, peer = fabric.url, enroll(fabric)["peerId"]
+    fabric.kill_server()
+    assert peer in programmed(fabric)
+    fabric.start_server()
+    assert fabric.url == url
+
+    def enrolls() -> bool:
+        try:
+            return enroll(fabric)["peerId"] in programmed(fabric)
+        except AssertionError:
+            return False
+
+    wait_for("the gateway to be back", enrolls)
+    assert peer in programmed(fabric)
+
+
+def test_killed_gateway_daemon_is_replaced_around_its_engine(fabric: Fabric) -> None:
+    engine, peer = fabric.engine_pid, enroll(fabric)["peerId"]
+    fabric.kill_gateway_daemon()
+    assert fabric.gateway_pid is None
+    assert peer in programmed(fabric)
+    fabric.start_gateway_daemon()
+    assert fabric.engine_pid == engine
+    assert {peer, enroll(fabric)["peerId"]} <= programmed(fabric)
+
+
+def test_killed_engine_is_replaced_with_all_peers(fabric: Fabric) -> None:
+    engine, peer = fabric.engine_pid, enroll(fabric)["peerId"]
+    fabric.kill_engine()
+    wait_for("another engine", lambda: fabric.engine_pid != engine)
+    wait_for("the peer", lambda: peer in programmed(fabric))
+
+
+def test_stop_ends_an_engine_whose_daemon_is_dead(tmp_path: Path) -> None:
+    with Fabric(tmp_path) as fabric:
+        engine = fabric.engine_pid
+        fabric.kill_gateway_daemon()
+        fabric.kill_server()
+        assert running(engine)
+    assert not running(engine)
+    assert processes_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("daemon_dead", [False, True])
+def test_all_ends_when_the_fabrics_process_is_killed(tmp_path: Path, daemon_dead: bool) -> None:
+    script = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        from lattice_server.fabric import Fabric
+        fabric = Fabric(Path(sys.argv[1]))
+        fabric.start()
+        if sys.argv[2] == "True":
+            fabric.kill_gateway_daemon()
+        print(fabric.engine_pid, flush=True)
+        time.sleep(120)
+    """)
+    command = [sys.executable, "-c", script, str(tmp_path), str(daemon_dead)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    engine = int(parent.stdout.readline())
+    assert running(engine)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    wait_for("the end of all processes", lambda: not processes_of(tmp_path))
+    assert not running(engine)
+
+
+def test_a_part_that_does_not_start_shows_its_log(tmp_path: Path) -> None:
+    with pytest.raises(FabricError, match="overlay") as failure:
+        Fabric(tmp_path, server_options={"overlay": "10.96.0.0/31"}).start()
+    assert "server ended with exit status" in str(failure.value)
+    assert processes_of(tmp_path) == []
+
+
+def test_refused_management_calls_say_why(fabric: Fabric) -> None:
+    with pytest.raises(FabricError, match="HTTP 4"):
+        fabric.create_token(kind="no such kind")
+
+
+def test_tool_service_gets_a_token(fabric: Fabric) -> None:
+    token = fabric.create_service("github-tools", [{"port": 443, "protocol": "tcp"}])
+    assert token.startswith("lt-")
+    assert [service["name"] for service in enroll(fabric)["services"]] == ["github-tools"]
+
+
+def test_dev_prints_what_to_export_and_leaves_nothing() -> None:
+    command = [sys.executable, "-c", "import lattice_server.cli as c, typer; a = typer.Typer();"]
+    command[-1] += "a.command()(c.server); a.command()(c.dev); a()"
+    dev = subprocess.Popen(
+        [*command, "dev", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert dev.stdout is not None
+    try:
+        line = json.loads(dev.stdout.readline() or f'"{dev.communicate()[1]}"')
+        directory = Path(line["directory"])
+        assert httpx.get(f"{line['LATTICE_SERVER']}/healthz", trust_env=False).is_success
+        assert line["LATTICE_TOKEN"].startswith("lt-")
+        assert line["LATTICE_WORKSPACE"] == "dev"
+        # What Ctrl-C in a terminal does: the signal to the whole group in the foreground.
+        os.killpg(dev.pid, signal.SIGINT)
+        assert dev.wait(30) == 0
+    finally:
+        dev.kill()
+        dev.communicate()
+    assert not directory.exists()
+    assert processes_of(directory) == []
