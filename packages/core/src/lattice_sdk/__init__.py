@@ -1,1 +1,83 @@
-"""The life of one agent identity: enroll, tunnel up, renew, tear down."""
+"""The life of one agent identity: enroll, tunnel up, renew, tear down.
+
+Names are imported when they are first used, so that ``import lattice_sdk`` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lattice_sdk.agent import LatticeAgent
+    from lattice_sdk.client import ControlPlane
+    from lattice_sdk.connector import ServiceConnector
+    from lattice_sdk.errors import (
+        AddressPoolExhausted,
+        AuthenticationFailed,
+        BackendUnavailable,
+        ConfigurationError,
+        DestinationUnreachable,
+        EngineFailed,
+        GatewayUnavailable,
+        IdentityClosed,
+        IdentityExpired,
+        InvalidRequest,
+        LatticeError,
+        NotFound,
+        NotPermitted,
+        Refused,
+        ServerError,
+        ServerUnreachable,
+        TunnelFailed,
+        UnexpectedAnswer,
+    )
+    from lattice_sdk.hookspecs import hookimpl
+    from lattice_sdk.identity import Identity
+    from lattice_sdk.schedule import State
+
+__all__ = [
+    "AddressPoolExhausted",
+    "AuthenticationFailed",
+    "BackendUnavailable",
+    "ConfigurationError",
+    "ControlPlane",
+    "DestinationUnreachable",
+    "EngineFailed",
+    "GatewayUnavailable",
+    "Identity",
+    "IdentityClosed",
+    "IdentityExpired",
+    "InvalidRequest",
+    "LatticeAgent",
+    "LatticeError",
+    "NotFound",
+    "NotPermitted",
+    "Refused",
+    "ServerError",
+    "ServerUnreachable",
+    "ServiceConnector",
+    "State",
+    "TunnelFailed",
+    "UnexpectedAnswer",
+    "hookimpl",
+]
+
+_HOME = {
+    "LatticeAgent": "agent",
+    "ControlPlane": "client",
+    "ServiceConnector": "connector",
+    "Identity": "identity",
+    "State": "schedule",
+    "hookimpl": "hookspecs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,189 @@
+"""``userspace``: WireGuard in the engine, reached through its loopback proxy. Needs nothing."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import SecretStr
+
+from lattice_engine import EngineError, engine_path
+from lattice_sdk import network, runtime
+from lattice_sdk.backends.base import Proxy, Tunnel, TunnelBackend, TunnelSpec
+from lattice_sdk.enginehost import EngineHost, engine_failed
+from lattice_sdk.errors import LatticeError, TunnelFailed
+
+log = logging.getLogger("lattice.tunnel")
+
+_HINTS = {
+    "handshake_timeout": "Check that UDP to the gateway's endpoint is let through, and that its "
+    "advertised address is reachable from here",
+    "probe_timeout": "The gateway's handshake works but it does not answer: look at its log",
+}
+_GONE = ("tunnel_not_found", "engine_unreachable", "engine_closed")
+
+
+class Userspace(TunnelBackend):
+    """Works without root, TUN or capability, on any system."""
+
+    name = "userspace"
+
+    def unavailable(self) -> str | None:
+        """When there is no engine binary for this machine."""
+        try:
+            engine_path()
+        except EngineError as error:
+            return error.detail
+        return None
+
+    async def prepare(self) -> None:
+        """Start the engine, which takes as long as an enrollment."""
+        await runtime.current().engine.process()
+
+    async def open(self, spec: TunnelSpec) -> Tunnel:
+        """Make the tunnel in the engine of this process, which proves it."""
+        if spec.config is None:
+            raise TunnelFailed(
+                "the control plane handed out no WireGuard config, so there is no tunnel to make",
+                peer_id=spec.identity.peer_id,
+                hint="Use backend='none' with this control plane",
+            )
+        return await runtime.finish(_open(runtime.current().engine, spec))
+
+
+async def _open(engine: EngineHost, spec: TunnelSpec) -> Tunnel:
+    peer_id = spec.identity.peer_id
+    password = secrets.token_urlsafe(32)
+    body = _body(spec, password)
+    try:
+        try:
+            answer = await engine.request("put_tunnel", peer_id, body, timeout=spec.timeout * 2 + 5)
+        except EngineError as error:
+            if error.code != "tunnel_exists":
+                raise
+            # Left from an attempt whose answer was lost.
+            await engine.request("delete_tunnel", peer_id)
+            answer = await engine.request("put_tunnel", peer_id, body, timeout=spec.timeout * 2 + 5)
+    except EngineError as error:
+        if error.code.startswith("engine_"):
+            raise engine_failed(error) from None
+        raise TunnelFailed(
+            f"the tunnel did not come up: {error.detail}",
+            code=error.code,
+            peer_id=peer_id,
+            hint=_HINTS.get(error.code),
+        ) from None
+    proxy = Proxy(
+        answer["proxy"]["host"], int(answer["proxy"]["port"]), peer_id, SecretStr(password)
+    )
+    return UserspaceTunnel(engine, peer_id, proxy, answer.get("phases") or {})
+
+
+class UserspaceTunnel(Tunnel):
+    """A tunnel in the engine."""
+
+    def __init__(
+        self, engine: EngineHost, peer_id: str, proxy: Proxy, phases: dict[str, float]
+    ) -> None:
+        self.proxy = proxy
+        self.phases = phases
+        self._engine, self._peer_id = engine, peer_id
+        self._engine_pid = engine.pid
+        self._lost: Callable[[], None] | None = None
+        self._closed = False
+        network.own_proxy(proxy.host, proxy.port, known=True)
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """When the engine dies, or says that it has no such tunnel."""
+        self._lost = callback
+        self._engine.on_death(callback)
+
+    async def update(self, spec: TunnelSpec) -> None:
+        """New deadline, revoke, names and policy; connections stay."""
+        try:
+            await self.request("patch_tunnel", changes(spec))
+        except EngineError as error:
+            if error.code in _GONE and self._lost is not None:
+                self._lost()
+                return
+            raise engine_failed(error) from None
+
+    async def request(self, method: str, *args: Any) -> Any:
+        """Call the engine about this tunnel.
+
+        Raises:
+            EngineError: as the engine answers; ``engine_closed`` when it has ended.
+        """
+        return await self._engine.request(method, self._peer_id, *args, pid=self._engine_pid)
+
+    async def close(self) -> None:
+        """Take it down; without revoke, which is the lifecycle's business."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._lost is not None:
+            self._engine.forget(self._lost)
+        assert self.proxy is not None  # noqa: S101 - set in __init__, never cleared
+        network.own_proxy(self.proxy.host, self.proxy.port, known=False)
+        try:
+            await self.request("delete_tunnel")
+        except (EngineError, LatticeError) as error:
+            # An engine that cannot be asked is dead, or about to be ended; so is the tunnel.
+            log.debug("%s: tunnel not taken down by the engine: %s", self._peer_id, error)
+
+
+def changes(spec: TunnelSpec) -> dict[str, Any]:
+    """The body of a ``PATCH``: what a renewal may change."""
+    identity = spec.identity
+    body: dict[str, Any] = {
+        "expiresIn": max(0.001, spec.expires_in()),
+        "hosts": identity.hosts,
+        "policy": {"preset": identity.policy_preset, "grants": _grants(spec)},
+    }
+    if spec.revoke is not None:
+        body["revoke"] = {
+            "url": spec.revoke.url,
+            "method": "DELETE",
+            "headers": {"Authorization": f"Bearer {spec.revoke.token.get_secret_value()}"},
+            "caFile": spec.revoke.ca_file,
+        }
+    return body
+
+
+def _body(spec: TunnelSpec, password: str) -> dict[str, Any]:
+    config = spec.config
+    assert config is not None  # noqa: S101 - looked at in open()
+    key, preshared = config.private_key, config.preshared_key
+    body = changes(spec) | {
+        "interface": {
+            "privateKey": key.get_secret_value() if key else "",
+            "addresses": list(config.addresses),
+            "mtu": config.mtu,
+        },
+        "peer": {
+            "publicKey": config.public_key,
+            "presharedKey": preshared.get_secret_value() if preshared else "",
+            "endpoint": config.endpoint,
+            "allowedIPs": list(config.allowed_ips),
+            "persistentKeepalive": config.keepalive,
+        },
+        "proxy": {"username": spec.identity.peer_id, "password": password},
+    }
+    if spec.identity.gateway_ip:
+        body["probe"] = {"address": spec.identity.gateway_ip, "timeout": spec.timeout}
+    return body
+
+
+def _grants(spec: TunnelSpec) -> list[dict[str, Any]]:
+    """What the policy grants, as far as the enrollment tells: it only explains refusals."""
+    identity = spec.identity
+    grants = [
+        {"to": service.address, "port": port.port, "protocol": port.protocol}
+        for service in identity.services
+        for port in service.ports
+    ]
+    if identity.policy_preset == "isolated":
+        grants += [rule.model_dump(mode="json") for rule in identity.allow]
+    return grants

@@ -1,0 +1,335 @@
+"""``lattice workspaces``, ``peers``, ``tokens`` and ``services``: the API by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from lattice_sdk.cli.output import Format, show_list, show_one
+from lattice_sdk.cli.parsing import parse_ports
+from lattice_sdk.cli.session import Session, Workspace, connected
+
+PAGE = 1000  # what the control plane gives at most
+
+workspaces = typer.Typer(no_args_is_help=True, help="Workspaces: who shares tools and tokens.")
+peers = typer.Typer(no_args_is_help=True, help="Identities: agents and tool services.")
+tokens = typer.Typer(no_args_is_help=True, help="Tokens: who may enroll, and with what limits.")
+services = typer.Typer(no_args_is_help=True, help="Tool services: what agents may reach.")
+
+_WORKSPACE = {"workspaceId": "WORKSPACE", "createdAt": "CREATED"}
+_PEER = {
+    "peerId": "PEER",
+    "name": "NAME",
+    "kind": "KIND",
+    "workspaceId": "WORKSPACE",
+    "policyPreset": "PRESET",
+    "overlayIP": "ADDRESS",
+    "expiresAt": "EXPIRES",
+}
+_TOKEN = {
+    "id": "TOKEN",
+    "kind": "KIND",
+    "workspaceId": "WORKSPACE",
+    "service": "SERVICE",
+    "presets": "PRESETS",
+    "maxTTL": "MAX TTL",
+    "used": "USED",
+    "expiresAt": "EXPIRES",
+    "revokedAt": "REVOKED",
+}
+_SERVICE = {
+    "name": "NAME",
+    "workspaceId": "WORKSPACE",
+    "address": "ADDRESS",
+    "ports": "PORTS",
+    "designated": "DESIGNATED",
+    "connected": "CONNECTED",
+    "hostnames": "HOSTNAMES",
+}
+
+
+@workspaces.command("create")
+@connected
+def create_workspace(
+    session: Session, workspace: Annotated[str, typer.Argument(metavar="ID")]
+) -> None:
+    """Create a workspace. One that is there already stays as it is. Needs an admin token.
+
+    For example:
+
+      lattice workspaces create ws-prod-agents
+    """
+    body = {"workspaceId": workspace}
+    made = session.run(lambda api: api.request("POST", _path("workspaces"), body))
+    show_one(made, session.output)
+
+
+@workspaces.command("list")
+@connected
+def list_workspaces(session: Session) -> None:
+    """List the workspaces. Needs an admin token.
+
+    For example:
+
+      lattice workspaces list --output json
+    """
+    show_list(_all(session, "workspaces"), _WORKSPACE, session.output)
+
+
+@peers.command("list")
+@connected
+def list_peers(session: Session, workspace: Workspace = None) -> None:
+    """List living identities, of one workspace or of all the token may see.
+
+    For example:
+
+      lattice peers list --workspace ws-prod-agents
+    """
+    rows = _all(session, "peers", workspaceId=session.workspace(workspace))
+    show_list(rows, _PEER, session.output)
+
+
+@peers.command("get")
+@connected
+def get_peer(session: Session, peer: Annotated[str, typer.Argument(metavar="PEER")]) -> None:
+    """Show one identity.
+
+    For example:
+
+      lattice peers get peer-4x2k7q
+    """
+    show_one(session.run(lambda api: api.request("GET", _path("peers", peer))), session.output)
+
+
+@peers.command("delete")
+@connected
+def delete_peers(session: Session, peer: Annotated[list[str], typer.Argument()]) -> None:
+    """End identities at once: their tunnels, connections and grants go with them.
+
+    One that is gone already is no error.
+
+    For example:
+
+      lattice peers delete peer-4x2k7q peer-9m3r2s
+    """
+
+    async def delete(api: Any) -> None:
+        for one in peer:
+            await api.request("DELETE", _path("peers", one))
+            _done(session, "deleted", one)
+
+    session.run(delete)
+
+
+@tokens.command("create")
+@connected
+def create_token(
+    session: Session,
+    workspace: Workspace = None,
+    kind: Annotated[
+        str, typer.Option(help="workspace, service, gateway or admin.", metavar="KIND")
+    ] = "workspace",
+    service: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a service token: the tool service.")
+    ] = None,
+    preset: Annotated[
+        list[str] | None, typer.Option(metavar="PRESET", help="Allowed preset; may be repeated.")
+    ] = None,
+    max_ttl: Annotated[
+        str | None, typer.Option(metavar="1h", help="Longest life it may ask for.")
+    ] = None,
+    max_lifetime: Annotated[
+        str | None, typer.Option(metavar="24h", help="Longest life with renewals.")
+    ] = None,
+    uses: Annotated[int | None, typer.Option(min=1, help="How many enrollments.")] = None,
+    expires_in: Annotated[
+        str | None, typer.Option(metavar="720h", help="When the token itself ends.")
+    ] = None,
+    allow_isolated: Annotated[
+        bool,
+        typer.Option(
+            "--allow-isolated",
+            help="Permit the preset isolated, whose agents name their destinations.",
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the token there (0600) instead.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the token alone.")] = False,
+) -> None:
+    """Create a token. Its text is shown now and never again. Needs an admin token.
+
+    For example:
+
+      lattice tokens create --workspace ws-prod-agents --max-ttl 1h --out ws.token
+    """
+    from lattice_sdk.cli.files import PrivateFile
+
+    bound = kind in ("workspace", "service")
+    body = {
+        "kind": kind,
+        "workspaceId": session.workspace(workspace) if bound else workspace,
+        "service": service,
+        "presets": preset or None,
+        "maxTTL": max_ttl,
+        "maxLifetime": max_lifetime,
+        "uses": uses,
+        "expiresIn": expires_in,
+        "allowIsolated": allow_isolated or None,
+    }
+    given = {field: value for field, value in body.items() if value is not None}
+    with PrivateFile(out) as file:
+        made: dict[str, Any] = session.run(lambda api: api.request("POST", _path("tokens"), given))
+        if out is not None:
+            file.keep(made.pop("token") + "\n")
+            made["tokenFile"] = str(out)
+    if quiet and session.output is Format.table:
+        typer.echo(made.get("token") or made["id"])
+        return
+    if session.output is Format.table:
+        made = {field: value for field, value in made.items() if value is not None}
+    show_one(made, session.output)
+
+
+@tokens.command("list")
+@connected
+def list_tokens(session: Session, workspace: Workspace = None) -> None:
+    """List tokens, without their texts. Needs an admin token.
+
+    For example:
+
+      lattice tokens list
+    """
+    rows = _all(session, "tokens", workspaceId=session.workspace(workspace))
+    show_list(rows, _TOKEN, session.output)
+
+
+@tokens.command("revoke")
+@connected
+def revoke_tokens(session: Session, token_id: Annotated[list[str], typer.Argument()]) -> None:
+    """Revoke tokens by their ids: nobody enrolls with them any more. Needs an admin token.
+
+    Identities that were enrolled with them stay; `lattice peers delete` ends those.
+
+    For example:
+
+      lattice tokens revoke token-7k2m4q
+    """
+
+    async def revoke(api: Any) -> None:
+        for one in token_id:
+            await api.request("DELETE", _path("tokens", one))
+            _done(session, "revoked", one)
+
+    session.run(revoke)
+
+
+@services.command("add")
+@connected
+def add_service(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    port: Annotated[
+        list[str], typer.Option(metavar="PORT[/udp]", help="Port agents use; may be repeated.")
+    ],
+    workspace: Workspace = None,
+    hostname: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Host name for agents; NAME.lattice when left out."),
+    ] = None,
+    designated: Annotated[
+        bool, typer.Option(help="Whether sandboxed and coordinator agents may reach it.")
+    ] = True,
+) -> None:
+    """Add a tool service with an overlay address of its own. Needs an admin token.
+
+    For example:
+
+      lattice services add github-tools --workspace ws-prod-agents --port 443
+    """
+    body = {
+        "name": name,
+        "workspaceId": needed_workspace(session, workspace),
+        "ports": parse_ports(port),
+        "hostnames": hostname or [],
+        "designated": designated,
+    }
+    made = session.run(lambda api: api.request("POST", _path("services"), body))
+    show_one(made, session.output)
+
+
+@services.command("list")
+@connected
+def list_services(session: Session, workspace: Workspace = None) -> None:
+    """List tool services. Needs an admin token.
+
+    For example:
+
+      lattice services list --output yaml
+    """
+    rows = _all(session, "services", workspaceId=session.workspace(workspace))
+    show_list(rows, _SERVICE, session.output)
+
+
+@services.command("remove")
+@connected
+def remove_service(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    workspace: Workspace = None,
+) -> None:
+    """Remove a tool service, its tokens and every grant to it. Needs an admin token.
+
+    For example:
+
+      lattice services remove github-tools --workspace ws-prod-agents
+    """
+    params = {"workspaceId": session.workspace(workspace)}
+    session.run(lambda api: api.request("DELETE", _path("services", name), params=params))
+    _done(session, "removed", name)
+
+
+def needed_workspace(session: Session, given: str | None) -> str:
+    """The workspace.
+
+    Raises:
+        ConfigurationError: none is set.
+    """
+    from lattice_sdk.errors import ConfigurationError
+
+    workspace = session.workspace(given)
+    if workspace is None:
+        raise ConfigurationError(
+            "no workspace is named", hint="Pass --workspace ID, or set LATTICE_WORKSPACE"
+        )
+    return workspace
+
+
+def _all(session: Session, kind: str, **query: Any) -> list[Mapping[str, Any]]:
+    """Every page."""
+
+    async def collect(api: Any) -> list[Mapping[str, Any]]:
+        rows: list[Mapping[str, Any]] = []
+        cursor = None
+        while True:
+            params = {**query, "limit": PAGE, "cursor": cursor}
+            page = await api.request("GET", _path(kind), params=params)
+            rows += page["items"]
+            cursor = page.get("next")
+            if cursor is None:
+                return rows
+
+    return session.run(collect)
+
+
+def _path(kind: str, name: str | None = None) -> str:
+    return f"/api/v1/{kind}" + (f"/{quote(name, safe='')}" if name is not None else "")
+
+
+def _done(session: Session, what: str, name: str) -> None:
+    if session.output is Format.table:
+        typer.echo(f"{what} {name}")

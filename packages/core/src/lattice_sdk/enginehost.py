@@ -1,0 +1,130 @@
+"""The one engine of this process: started when a tunnel needs it, watched, ended with the last."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from lattice_engine import EngineError, EngineMissing
+from lattice_sdk.errors import EngineFailed
+
+if TYPE_CHECKING:
+    from lattice_engine import EngineProcess
+
+log = logging.getLogger("lattice.engine")
+
+POLL = 0.5  # seconds between looks at the engine where the kernel does not tell of its end
+
+
+class EngineHost:
+    """Starts, watches and ends the engine. Lives in the background loop.
+
+    Args:
+        call: runs a blocking function in a thread.
+    """
+
+    def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
+        self._call = call
+        self._starting = asyncio.Lock()
+        self._process: EngineProcess | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._on_death: set[Callable[[], None]] = set()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the engine; ``None`` when none runs."""
+        return self._process.pid if self._process else None
+
+    async def process(self) -> EngineProcess:
+        """The running engine; a new one when there is none or it died.
+
+        Raises:
+            EngineFailed: it cannot be started.
+        """
+        from lattice_engine import EngineProcess
+
+        async with self._starting:
+            if self._process is not None and self._process.alive():
+                return self._process
+            await self._end()
+            try:
+                self._process = await self._call(EngineProcess.start_netstack)
+            except EngineError as error:
+                raise engine_failed(error) from None
+            self._watch = asyncio.create_task(self._watched(self._process))
+            log.debug("engine started, pid %d", self._process.pid)
+            return self._process
+
+    async def request(self, method: str, *args: Any, pid: int | None = None, **kwargs: Any) -> Any:
+        """Call a method of the running engine's client.
+
+        Args:
+            method: of :class:`lattice_engine.EngineClient`.
+            pid: ask this engine only, and start none if it has ended.
+            args: for the method.
+            kwargs: for the method.
+
+        Raises:
+            EngineError: as the engine answers; ``engine_closed`` when that engine has ended.
+        """
+        process = self._process if pid is not None else await self.process()
+        if process is None or (pid is not None and (process.pid != pid or not process.alive())):
+            raise EngineError("engine_closed", "the engine of this tunnel has ended")
+        return await self._call(getattr(process.client, method), *args, **kwargs)
+
+    def on_death(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called in the loop when the engine ends by itself."""
+        self._on_death.add(callback)
+
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Undo :meth:`on_death`."""
+        self._on_death.discard(callback)
+
+    async def close(self) -> None:
+        """End the engine; it gives back what is left to revoke."""
+        async with self._starting:
+            await self._end()
+
+    async def _end(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watch
+        process, self._process = self._process, None
+        if process is not None:
+            await self._call(process.close)
+
+    async def _watched(self, process: EngineProcess) -> None:
+        await _ended(process)
+        log.error("the engine (pid %d) ended by itself; tunnels are rebuilt", process.pid)
+        for callback in tuple(self._on_death):
+            callback()
+
+
+async def _ended(process: EngineProcess) -> None:
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            descriptor = os.pidfd_open(process.pid)
+            loop, done = asyncio.get_running_loop(), asyncio.Event()
+            loop.add_reader(descriptor, done.set)
+            try:
+                await done.wait()
+            finally:
+                loop.remove_reader(descriptor)
+                os.close(descriptor)
+            return
+    while process.alive():  # noqa: ASYNC110 - nothing here tells of its end
+        await asyncio.sleep(POLL)
+
+
+def engine_failed(error: EngineError) -> EngineFailed:
+    """The SDK's error for one of the engine's."""
+    if isinstance(error, EngineMissing):
+        return EngineFailed(error.detail, code=error.code)
+    return EngineFailed(error.detail, code=error.code, hint="`lattice doctor` looks for the cause")

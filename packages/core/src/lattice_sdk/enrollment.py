@@ -1,0 +1,255 @@
+"""Getting an identity: enrolling with retries, taking one up again, having it renewed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from lattice_sdk import keys, plugins, runtime
+from lattice_sdk.client import ControlPlane
+from lattice_sdk.clock import now
+from lattice_sdk.errors import (
+    AuthenticationFailed,
+    ConfigurationError,
+    GatewayUnavailable,
+    IdentityExpired,
+    LatticeError,
+    NotFound,
+    ServerError,
+    ServerUnreachable,
+)
+from lattice_sdk.identity import Identity
+from lattice_sdk.statedir import Saved, StateDir
+from lattice_sdk.wire import EnrollRequest, EnrollResponse, RenewRequest
+
+log = logging.getLogger("lattice.enrollment")
+
+ATTEMPTS = 4
+FIRST_PAUSE = 0.2  # seconds
+# The control plane says that the identity is no more: nothing to wait for.
+ENDED = (NotFound, IdentityExpired, AuthenticationFailed)
+_TRANSIENT = (ServerUnreachable, GatewayUnavailable, ServerError)
+_NOT_SENT = "server_unreachable"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What an identity is enrolled with.
+
+    Attributes:
+        server: URL of the control plane.
+        token: what was set; ``None`` lets plugins be asked.
+        request: the body of the enrollment. For a service connector only its name and workspace.
+        service: whether a tool service's address is taken instead of enrolling an agent.
+        backend: name of the tunnel backend, ``None`` for the first that can serve.
+        state_dir: where the identity survives the process.
+        ca_file: certificate authorities of the control plane.
+        timeout: seconds until the enrollment is given up.
+    """
+
+    server: str
+    token: SecretStr | None
+    request: EnrollRequest
+    service: bool = False
+    backend: str | None = None
+    state_dir: Path | None = None
+    ca_file: Path | None = None
+    timeout: float = 30.0
+
+    @property
+    def name(self) -> str:
+        """What the caller calls the identity."""
+        return self.request.agent_name
+
+    def fingerprint(self, server: str) -> dict[str, str]:
+        """What a saved identity must have been enrolled with to be taken up."""
+        told = self.request.model_dump(
+            mode="json", by_alias=True, exclude_none=True, exclude={"ttl", "public_key"}
+        )
+        return {"server": server, **{key: str(value) for key, value in told.items()}}
+
+
+class Enrollment:
+    """Asks the control plane for one identity. Lives in the background loop.
+
+    Args:
+        terms: what to ask for.
+
+    Attributes:
+        client: of the control plane, from :meth:`begin` to :meth:`close`.
+        key: the current pair.
+    """
+
+    key: keys.KeyPair
+    CALL_TIMEOUT = 10.0
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self.client: ControlPlane | None = None
+        self._state: StateDir | None = None
+
+    async def begin(self) -> EnrollResponse:
+        """Take the saved identity up, or enroll.
+
+        Raises:
+            LatticeError: as the control plane refuses.
+        """
+        terms = self.terms
+        token = await self._credentials()
+        self.client = ControlPlane(
+            terms.server,
+            token,
+            verify=terms.ca_file or True,
+            timeout=min(self.CALL_TIMEOUT, terms.timeout),
+        )
+        if terms.state_dir is None:
+            self.key = keys.generate()
+            return await self._enroll(self.client, terms.timeout)
+        self._state = StateDir(terms.state_dir)
+        return await self._resume(self.client, self._state)
+
+    async def renew(self, identity: Identity, ttl: str | None = None) -> EnrollResponse:
+        """Have the deadline moved.
+
+        Raises:
+            LatticeError: as the control plane refuses; one of :data:`ENDED` when it is over.
+        """
+        assert self.client is not None  # noqa: S101 - begin() came first
+        request = RenewRequest.model_validate({"ttl": ttl} if ttl else {})
+        answer = await self.client.renew(
+            identity.peer_id, identity.enrollment_token, request, self.key
+        )
+        self._save(answer)
+        return answer
+
+    async def enroll_successor(self) -> EnrollResponse:
+        """Another identity on the same terms with a key of its own."""
+        assert self.client is not None  # noqa: S101 - begin() came first
+        former, self.key = self.key, keys.generate()
+        try:
+            return await self._enroll(self.client, self.CALL_TIMEOUT)
+        except BaseException:
+            self.key = former
+            raise
+
+    async def delete(self, identity: Identity, budget: float) -> None:
+        """Give the identity back; what fails is tried again.
+
+        Args:
+            identity: whose end it is.
+            budget: seconds for all attempts.
+
+        Raises:
+            LatticeError: it could not be deleted; it ends at its deadline.
+        """
+        assert self.client is not None  # noqa: S101 - an identity has come from it
+        until, attempt = now() + budget, 0
+        while True:
+            attempt += 1
+            try:
+                await self.client.delete_peer(
+                    identity.peer_id, identity.enrollment_token, workspace_id=identity.workspace_id
+                )
+            except ENDED as error:
+                log.debug("%s is gone already: %s", identity.peer_id, error)
+            except _TRANSIENT as error:
+                pause = _pause(attempt, error)
+                if now() + pause > until:
+                    raise
+                await asyncio.sleep(pause)
+                continue
+            break
+        if self._state is not None:
+            self._state.clear()
+
+    async def close(self) -> None:
+        """Let go of connections and of the state directory."""
+        client, self.client = self.client, None
+        state, self._state = self._state, None
+        if client is not None:
+            await client.aclose()
+        if state is not None:
+            state.release()
+
+    async def _credentials(self) -> SecretStr:
+        if self.terms.token is not None:
+            return self.terms.token
+        request = self.terms.request
+
+        def ask() -> str | SecretStr | None:
+            return plugins.manager().hook.lattice_credentials(  # type: ignore[no-any-return]
+                server=self.terms.server, workspace_id=request.workspace_id
+            )
+
+        found = await runtime.current().call(ask)
+        if not found:
+            raise ConfigurationError(
+                "no token is set",
+                code="missing_token",
+                hint="Pass token=…, or set LATTICE_TOKEN or LATTICE_TOKEN_FILE",
+            )
+        return found if isinstance(found, SecretStr) else SecretStr(str(found))
+
+    async def _resume(self, client: ControlPlane, state: StateDir) -> EnrollResponse:
+        terms = self.terms.fingerprint(client.server)
+        saved = state.load()
+        if saved is not None and saved.terms == terms:
+            self.key = keys.from_private(saved.private_key)
+            if saved.peer_id is None or saved.enrollment_token is None:
+                # Died before the answer came: the same key again is the same identity.
+                return self._save(await self._enroll(client, self.terms.timeout))
+            try:
+                answer = await client.renew(
+                    saved.peer_id, saved.enrollment_token, RenewRequest(), self.key
+                )
+            except ENDED as error:
+                log.info("the saved identity %s is over (%s); enrolling anew", saved.peer_id, error)
+            else:
+                log.info("took the identity %s up again from %s", saved.peer_id, state.path)
+                return self._save(answer)
+        self.key = keys.generate()
+        state.save(Saved(terms, self.key.private))
+        return self._save(await self._enroll(client, self.terms.timeout))
+
+    def _save(self, answer: EnrollResponse) -> EnrollResponse:
+        if self._state is not None and self.client is not None:
+            terms = self.terms.fingerprint(self.client.server)
+            self._state.save(
+                Saved(terms, self.key.private, answer.peer_id, answer.enrollment_token)
+            )
+        return answer
+
+    async def _enroll(self, client: ControlPlane, budget: float) -> EnrollResponse:
+        """Enroll; what may pass is tried again. The same key makes that safe: one identity."""
+        until, attempt = now() + budget, 0
+        while True:
+            attempt += 1
+            try:
+                return await self._post(client)
+            except _TRANSIENT as error:
+                pause = _pause(attempt, error)
+                safe = not client.second_dialect or error.code == _NOT_SENT
+                if attempt >= ATTEMPTS or not safe or now() + pause > until:
+                    raise
+                log.info("enrollment of %s is tried again: %s", self.terms.name, error)
+                await asyncio.sleep(pause)
+
+    async def _post(self, client: ControlPlane) -> EnrollResponse:
+        request = self.terms.request
+        if not self.terms.service:
+            return await client.enroll(request, self.key)
+        ttl = request.model_dump(mode="json")["ttl"]
+        return await client.connect_service(
+            self.terms.name, self.key, workspace_id=request.workspace_id, ttl=ttl
+        )
+
+
+def _pause(attempt: int, error: LatticeError) -> float:
+    """Seconds until the next attempt: exponential, jittered, at least what the server asks for."""
+    spread = FIRST_PAUSE * 2.0 ** min(attempt - 1, 5) * random.uniform(0.75, 1.25)  # noqa: S311
+    return max(spread, error.retry_after or 0.0)

@@ -1,0 +1,77 @@
+"""From arguments and settings to the terms of an enrollment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr, ValidationError
+
+from lattice_sdk import config
+from lattice_sdk.client import check_server
+from lattice_sdk.durations import format_duration
+from lattice_sdk.enrollment import Terms
+from lattice_sdk.errors import ConfigurationError, InvalidRequest
+from lattice_sdk.wire import EnrollRequest
+
+
+def make_terms(
+    *,
+    server: str | None,
+    token: str | SecretStr | None,
+    workspace: str | None,
+    backend: str | None = None,
+    state_dir: Path | str | None = None,
+    verify: Path | str | bool | None = None,
+    timeout: float | None = None,
+    request: dict[str, Any],
+    service: bool = False,
+) -> Terms:
+    """Read arguments, environment and config file into one thing.
+
+    Raises:
+        ConfigurationError: a setting is missing or wrong.
+        InvalidRequest: a name, a duration or a rule has a wrong form; it was not sent.
+    """
+    if verify is False:
+        raise ConfigurationError(
+            "certificates are always verified",
+            hint="Name the certificate's authority: verify=FILE, or LATTICE_CA_FILE",
+        )
+    settings = config.load(
+        server=server,
+        token=token,
+        workspace=workspace,
+        backend=backend,
+        state_dir=state_dir,
+        ca_file=None if verify is True else verify,
+        timeout=timeout,
+    )
+    return Terms(
+        server=check_server(config.needed_server(settings)),
+        token=settings.secret(),
+        request=_request(request | {"workspace_id": settings.workspace}),
+        service=service,
+        backend=settings.backend,
+        state_dir=settings.state_dir,
+        ca_file=settings.ca_file,
+        timeout=settings.timeout,
+    )
+
+
+def _request(fields: dict[str, Any]) -> EnrollRequest:
+    ttl = fields.get("ttl")
+    try:
+        request = EnrollRequest.model_validate(fields)
+        if ttl is not None and request.ttl is not None and format_duration(request.ttl) == "0s":
+            raise InvalidRequest(
+                "ttl: a life of 0 s is none", code="invalid_ttl", hint="Write 90s, 15m or 1h"
+            )
+    except ValidationError as error:
+        items = error.errors(include_input=False, include_context=False, include_url=False)
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in items)
+        code = "invalid_ttl" if any(item["loc"][:1] == ("ttl",) for item in items) else None
+        raise InvalidRequest(wrong, code=code, hint="Nothing was sent") from None
+    except ValueError as error:
+        raise InvalidRequest(f"ttl: {error}", code="invalid_ttl") from None
+    return request
