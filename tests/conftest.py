@@ -1,0 +1,85 @@
+"""The real fabric for end-to-end tests: control plane, gateway, engine, tool services."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lattice_sdk import LatticeAgent
+from lattice_sdk.connector import ServiceConnector
+from lattice_server.fabric import Fabric
+from support.services import ToolService
+
+SHORT_LIVES = {"gateway_wait": 10, "delete_wait": 5}
+
+
+@dataclass
+class World:
+    """A running fabric with two designated tool services and one that is not."""
+
+    fabric: Fabric
+    services: dict[str, ToolService] = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=dict)
+
+    def agent(self, **settings: Any) -> LatticeAgent:
+        """An agent of the world's workspace that has not enrolled yet."""
+        return LatticeAgent(
+            **{
+                "server": self.fabric.url,
+                "token": self.fabric.workspace_token,
+                "agent_name": "code-executor",
+                **settings,
+            }
+        )
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def make_world(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """A factory of worlds, as context managers."""
+    from contextlib import ExitStack, contextmanager
+
+    @contextmanager
+    def make(directory: Path | None = None, **options: Any) -> Iterator[World]:
+        with ExitStack() as stack:
+            fabric = stack.enter_context(
+                Fabric(directory or tmp_path_factory.mktemp("fabric"), **options)
+            )
+            world = World(fabric)
+            for name in ("github-tools", "search", "payroll"):
+                service = stack.enter_context(ToolService(name))
+                token = fabric.create_service(
+                    name, [{"port": 80, "protocol": "tcp"}], designated=name != "payroll"
+                )
+                connector = stack.enter_context(
+                    ServiceConnector(
+                        fabric.url, token, name, listen={80: service.target}, proxy_protocol="v1"
+                    )
+                )
+                world.services[name] = service
+                world.addresses[name] = connector.overlay_ip
+            yield world
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def world(make_world: Callable[..., Any]) -> Iterator[World]:
+    """One fabric for all tests that do not break it."""
+    with make_world() as world:
+        yield world
+
+
+@pytest.fixture
+def broken_world(make_world: Callable[..., Any]) -> Iterator[World]:
+    """A fabric of the test's own, whose parts it may kill."""
+    with make_world() as world:
+        yield world

@@ -1,0 +1,102 @@
+"""The published curl call gives a config that another WireGuard can use, held to the policy."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import World
+from support.netns import NetworkNamespace
+from support.waiting import wait_for
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not all(map(shutil.which, ("wireguard-go", "wg", "ip", "curl"))),
+    reason="needs root, and wireguard-go, wireguard-tools, iproute2 and curl, as .ci/run installs",
+)
+
+
+@pytest.fixture
+def namespace() -> Iterator[NetworkNamespace]:
+    with NetworkNamespace() as namespace:
+        yield namespace
+
+
+@pytest.fixture
+def world_inside(namespace: NetworkNamespace, make_world: Callable[..., Any]) -> Iterator[World]:
+    """The whole fabric in the namespace, so that nothing touches the machine's own network."""
+    context = make_world()
+    yield namespace.run(context.__enter__)
+    namespace.run(context.__exit__, None, None, None)
+
+
+def test_published_curl_body_works_with_wireguard_go(
+    namespace: NetworkNamespace, world_inside: World, tmp_path: Path
+) -> None:
+    body = {
+        "agentName": "code-executor-001",
+        "agentType": "code-executor",
+        "workspaceId": world_inside.fabric.workspace,
+        "ttl": "1h",
+        "policyPreset": "sandboxed",
+    }
+    header = tmp_path / "header"
+    header.write_text(f"Authorization: Bearer {world_inside.fabric.workspace_token}\n")
+    answer = json.loads(
+        namespace.command(
+            *("curl", "-sS", "--fail-with-body", "-X", "POST", "-H", f"@{header}"),
+            *("-H", "Content-Type: application/json", "-d", json.dumps(body)),
+            f"{world_inside.fabric.url}/api/v1/agent-enroll",
+        )
+    )
+    assert list(answer)[:5] == [
+        "peerId",
+        "overlayIP",
+        "enrollmentToken",
+        "wireguardConfig",
+        "expiresAt",
+    ]
+    config = tmp_path / "wg0.conf"
+    config.write_text(answer["wireguardConfig"])
+    config.chmod(0o600)
+    stripped = tmp_path / "wg0.setconf"
+    stripped.write_text(namespace.command("wg-quick", "strip", str(config)))
+    daemon = namespace.run(
+        subprocess.Popen, ["wireguard-go", "-f", "wg0"], stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(
+            "wireguard-go's interface",
+            lambda: "wg0" in namespace.command("ip", "-o", "link"),
+        )
+        wait_for("wireguard-go's socket", Path("/var/run/wireguard/wg0.sock").exists)
+        namespace.command("wg", "setconf", "wg0", str(stripped))
+        namespace.command("ip", "address", "add", answer["overlayIP"], "dev", "wg0")
+        namespace.command("ip", "link", "set", "wg0", "mtu", "1420", "up")
+        namespace.command("ip", "route", "add", "10.96.0.0/16", "dev", "wg0")
+
+        def curl(address: str) -> subprocess.CompletedProcess[str]:
+            command = ["curl", "-sS", "--max-time", "10", f"http://{address}/"]
+            return namespace.run(subprocess.run, command, capture_output=True, text=True)
+
+        seen = json.loads(curl(world_inside.addresses["github-tools"]).stdout)
+        assert seen == {
+            "service": "github-tools",
+            "client": answer["overlayIP"].removesuffix("/32"),
+        }
+        refused = curl(world_inside.addresses["payroll"])
+        # https://curl.se/docs/manpage.html: 7 is "failed to connect", 28 would be a time-out
+        assert refused.returncode == 7, refused
+        unused = curl("10.96.255.1")
+        assert unused.returncode == 7, unused
+        gateway = curl("10.96.0.1")
+        assert gateway.returncode in (7, 28), gateway
+    finally:
+        daemon.terminate()
+        daemon.wait(10)

@@ -1,0 +1,1 @@
+"""Helpers of the tests: tool services, namespaces of their own, waiting for conditions."""

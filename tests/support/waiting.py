@@ -1,0 +1,46 @@
+"""Waiting for conditions; a test that sleeps a fixed time is either slow or wrong."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_for(what: str, condition: Callable[[], T], timeout: float = 15.0) -> T:
+    """Poll until ``condition`` is true and return what it gave; fail with ``what`` otherwise."""
+    deadline = time.monotonic() + timeout
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout:g} s: {what}")
+        time.sleep(0.005)
+
+
+def process_alive(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def processes_mentioning(text: str) -> list[tuple[int, str]]:
+    """Processes, other than this one, whose command line contains ``text``."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                command = file.read().replace(b"\0", b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if text in command and process_alive(int(name)):
+            found.append((int(name), command))
+    return found
