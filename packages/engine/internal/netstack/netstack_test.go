@@ -387,8 +387,10 @@ func TestExpiryEndsARunningConnection(t *testing.T) {
 	}
 }
 
+// endless writes until the other side is gone: reset, or silent so long that the buffers are full.
 func endless(rw http.ResponseWriter, r *http.Request) {
 	for r.Context().Err() == nil {
+		_ = http.NewResponseController(rw).SetWriteDeadline(time.Now().Add(2 * time.Second))
 		if _, err := rw.Write(make([]byte, 1024)); err != nil {
 			return
 		}
