@@ -28,7 +28,7 @@ type Server struct {
 func New(mode, runtimeDir, version string) (*Server, error) {
 	s := &Server{mode: mode, version: version, runtimeDir: runtimeDir, mux: http.NewServeMux()}
 	if runtimeDir == "" {
-		dir, err := os.MkdirTemp("", "lattice-engine-")
+		dir, err := os.MkdirTemp(shortTempDir(), "lattice-engine-")
 		if err != nil {
 			return nil, fmt.Errorf("cannot make a runtime directory: %w; give one with --runtime-dir", err)
 		}
@@ -47,7 +47,22 @@ func New(mode, runtimeDir, version string) (*Server, error) {
 	return s, nil
 }
 
+// longestSocketPath is what sockaddr_un of Linux takes beside the closing zero byte (unix(7)).
+const longestSocketPath = 107
+
+// shortTempDir is the directory for temporary files, or /tmp where a socket in that would have too long a path.
+func shortTempDir() string {
+	if len(filepath.Join(os.TempDir(), "lattice-engine-0123456789", "control.sock")) > longestSocketPath {
+		return "/tmp"
+	}
+	return ""
+}
+
 func listen(path string) (net.Listener, error) {
+	if len(path) > longestSocketPath {
+		return nil, fmt.Errorf("%s is too long for a socket (%d bytes, at most %d); give a shorter --runtime-dir",
+			path, len(path), longestSocketPath)
+	}
 	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("another engine serves %s; end it or use another --runtime-dir", path)

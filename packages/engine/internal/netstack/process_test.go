@@ -51,7 +51,8 @@ func beParent() int {
 		return 1
 	}
 	fmt.Printf("{\"holder\": %d}\n", holder.Process.Pid)
-	select {}
+	_ = engine.Wait() // not before this process is killed
+	return 1
 }
 
 type process struct {
@@ -67,7 +68,14 @@ func startProcess(t *testing.T, role string, arguments ...string) *process {
 	t.Helper()
 	executable, _ := os.Executable()
 	p := &process{command: exec.Command(executable, arguments...), said: map[string]any{}}
-	p.command.Env = append(os.Environ(), engineRole+"="+role, "TMPDIR="+t.TempDir())
+	// Not t.TempDir(): with the test's name in it, a socket's path would be longer than 107 bytes.
+	directory, err := os.MkdirTemp("", "engine-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(directory) })
+	p.command.Env = append(os.Environ(), engineRole+"="+role, "TMPDIR="+directory)
+	p.command.Stderr = os.Stderr
 	p.stdin, _ = p.command.StdinPipe()
 	out, _ := p.command.StdoutPipe()
 	p.lines = bufio.NewReader(out)
