@@ -5,7 +5,7 @@ STATICCHECK := v0.8.2
 # The race detector needs a C compiler; without one the tests run all the same.
 GO_RACE := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: help setup test lint format wheels lock clean
+.PHONY: help setup demo test lint format wheels lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -13,6 +13,9 @@ help: ## this list
 
 setup: ## virtual environment, tools and engine; done by every other target
 	@./scripts/bootstrap.sh all
+
+demo: setup ## the whole story on this machine, without root
+	@$(BIN)/lattice demo
 
 test: setup ## every Python and Go test
 	cd packages/engine && $$(../../scripts/bootstrap.sh go) test $(GO_RACE) ./...
@@ -42,7 +45,7 @@ lock: ## resolve all dependencies again into requirements.lock (hashes, no regis
 	@./scripts/bootstrap.sh tools
 	.tools/bin/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
 		--no-emit-package lattice-sdk --no-emit-package lattice-engine --no-emit-package lattice-server \
-		--no-header --no-annotate --no-emit-index-url --group dev \
+		--no-header --no-annotate --no-emit-index-url --group dev --extra demo \
 		packages/core/pyproject.toml packages/engine/pyproject.toml packages/server/pyproject.toml -o requirements.lock
 
 clean: ## remove what set-up and builds made

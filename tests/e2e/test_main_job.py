@@ -16,6 +16,8 @@ import pytest
 
 from conftest import World
 from lattice_sdk import IdentityExpired, Refused
+from lattice_server.demo.bare import open_bare_tunnel
+from lattice_server.demo.download import Download
 from support.waiting import process_alive, wait_for
 
 
@@ -34,30 +36,6 @@ def gateway_peer_ids(world: World) -> set[str]:
     transport = httpx.HTTPTransport(uds=str(world.fabric.gateway_control))
     with httpx.Client(transport=transport, base_url="http://engine") as client:
         return {peer["id"] for peer in client.get("/v1/peers").raise_for_status().json()["peers"]}
-
-
-class Download(threading.Thread):
-    """An endless download; remembers when its last byte came, in monotonic seconds."""
-
-    def __init__(self, url: str, proxy: dict[str, str]) -> None:
-        super().__init__(daemon=True)
-        self.url, self.proxy = url, proxy["HTTP_PROXY"]
-        self.started = threading.Event()
-        self.last_byte = 0.0
-        self.start()
-        assert self.started.wait(10), "the download did not start"
-
-    def run(self) -> None:
-        try:
-            with (
-                httpx.Client(proxy=self.proxy, timeout=10) as client,
-                client.stream("GET", self.url) as answer,
-            ):
-                for _ in answer.iter_raw():
-                    self.last_byte = time.monotonic()
-                    self.started.set()
-        except httpx.HTTPError:
-            pass  # being cut off is what is measured
 
 
 def test_designated_service_sees_the_enrolled_overlay_address(world: World) -> None:
@@ -122,7 +100,7 @@ def test_delete_cuts_a_running_download(world: World) -> None:
         ).raise_for_status()
         answered = time.monotonic()
         assert agent.peer_id not in gateway_peer_ids(world)
-        wait_for("the download to stop", lambda: time.monotonic() - download.last_byte > 1)
+        wait_for("the download to stop", lambda: download.stopped)
         assert download.last_byte - answered < 0.25
 
 
@@ -142,11 +120,10 @@ def test_expired_agent_is_cut_off_with_control_plane_and_gateway_daemon_dead(
 ) -> None:
     """The engine's own deadline is taken away, so that only the gateway's kernel can cut."""
     from lattice_engine import EngineProcess
-    from support.raw_tunnel import open_raw_tunnel
 
     engine = EngineProcess.start_netstack()
     try:
-        tunnel = open_raw_tunnel(broken_world.fabric, engine, ttl="4s")
+        tunnel = open_bare_tunnel(broken_world.fabric, engine, ttl="4s")
         download = Download("http://github-tools.lattice/stream", tunnel.proxy_env)
         broken_world.fabric.kill_server()
         broken_world.fabric.kill_gateway_daemon()

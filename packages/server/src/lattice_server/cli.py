@@ -258,9 +258,12 @@ def dev(
 @hookimpl
 def lattice_cli(app: typer.Typer) -> None:
     """Add the commands."""
+    from lattice_server.demo.command import demo
+
     app.command()(server)
     app.command()(gateway)
     app.command()(dev)
+    app.command()(demo)
 
 
 def _fail(message: str, *, status: int = 1) -> NoReturn:

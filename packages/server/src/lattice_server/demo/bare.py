@@ -16,10 +16,12 @@ import httpx
 from lattice_engine import EngineProcess
 from lattice_server.fabric import Fabric
 
+__all__ = ["BareTunnel", "open_bare_tunnel"]
 
-@dataclass
-class RawTunnel:
-    """``deadline`` is the server's ``expiresAt`` on this process's monotonic clock."""
+
+@dataclass(repr=False)
+class BareTunnel:
+    """``deadline`` is the server's ``expiresAt`` on this process's monotonic clock, in seconds."""
 
     peer_id: str
     token: str
@@ -28,12 +30,19 @@ class RawTunnel:
     proxy_env: dict[str, str]
 
 
-def open_raw_tunnel(fabric: Fabric, engine: EngineProcess, ttl: str = "1h") -> RawTunnel:
-    """Enroll with a server-made key and bring the tunnel up in the given engine."""
+def open_bare_tunnel(fabric: Fabric, engine: EngineProcess, ttl: str = "1h") -> BareTunnel:
+    """Enroll with a key of the server's making and bring the tunnel up in the given engine.
+
+    Raises:
+        httpx.HTTPError: enrollment failed.
+        EngineError: the tunnel did not come up.
+    """
     answer = httpx.post(
         f"{fabric.url}/api/v1/agent-enroll",
         headers={"Authorization": f"Bearer {fabric.workspace_token}"},
-        json={"agentName": "raw", "ttl": ttl, "policyPreset": "sandboxed"},
+        json={"agentName": "bare", "ttl": ttl, "policyPreset": "sandboxed"},
+        timeout=15,
+        trust_env=False,
     )
     identity = answer.raise_for_status().json()
     expires_at = datetime.fromisoformat(identity["expiresAt"])
@@ -56,7 +65,7 @@ def open_raw_tunnel(fabric: Fabric, engine: EngineProcess, ttl: str = "1h") -> R
                 "allowedIPs": [peer["AllowedIPs"]],
             },
             "probe": {"address": identity["gatewayIP"], "timeout": 10},
-            "proxy": {"username": "raw", "password": password},
+            "proxy": {"username": "bare", "password": password},
             "hosts": {
                 name: service["address"]
                 for service in identity["services"]
@@ -64,8 +73,8 @@ def open_raw_tunnel(fabric: Fabric, engine: EngineProcess, ttl: str = "1h") -> R
             },
         },
     )
-    proxy = f"http://raw:{password}@{made['proxy']['host']}:{made['proxy']['port']}"
-    return RawTunnel(
+    proxy = f"http://bare:{password}@{made['proxy']['host']}:{made['proxy']['port']}"
+    return BareTunnel(
         identity["peerId"],
         identity["enrollmentToken"],
         identity["overlayIP"].split("/")[0],

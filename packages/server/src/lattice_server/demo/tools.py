@@ -1,4 +1,4 @@
-"""A real HTTP tool service that says who called it, by the PROXY header of the connector."""
+"""HTTP tool services that say who called them, by the PROXY header of the connector."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+__all__ = ["ToolService"]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -22,17 +24,16 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.startswith("/stream"):
             self.stream()
             return
-        body = json.dumps({"service": self.server.name, "client": self.client}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        answer = {"service": self.server.name, "client": self.client} | self.server.extra
+        self.answer(json.dumps(answer).encode(), "application/json")
 
     def do_POST(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.answer(body, "application/octet-stream")
+
+    def answer(self, body: bytes, kind: str) -> None:
         self.send_response(200)
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -54,7 +55,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class ToolService(ThreadingHTTPServer):
-    """Listens on loopback; ``target`` is what a connector forwards to."""
+    """A service on a free port of loopback. ``GET`` tells its name and the client, ``POST`` echoes,
+    ``GET /stream`` never ends.
+
+    Attributes:
+        target: ``HOST:PORT`` for a connector to forward to.
+        extra: more fields of the answer to ``GET``; may be changed while it serves.
+    """
 
     daemon_threads = True
     request_queue_size = 128
@@ -62,6 +69,7 @@ class ToolService(ThreadingHTTPServer):
     def __init__(self, name: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.name = name
+        self.extra: dict[str, object] = {}
         self.stopping = threading.Event()
         self.target = f"127.0.0.1:{self.server_address[1]}"
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)

@@ -1,0 +1,1 @@
+"""``lattice demo``: the whole story on this machine, with the real parts and without root."""
