@@ -197,17 +197,25 @@ class ControlPlane:
         return read_answer(answer, f"{method} {self.server}{path}")
 
     async def stream_events(
-        self, after: int | None = None, follow: bool = False
+        self,
+        after: int | None = None,
+        follow: bool = False,
+        *,
+        event_type: str | None = None,
+        peer_id: str | None = None,
     ) -> AsyncIterator[dict[str, Any]]:
         """The event log, oldest first; with ``follow`` without end.
 
         Args:
             after: sequence number to begin behind.
             follow: wait for what happens.
+            event_type: only these, ``denied``.
+            peer_id: only those of this peer.
         """
         path, last = "/api/v1/events", after
+        wanted = {"type": event_type, "peerId": peer_id}
         while not follow:
-            page = await self.request("GET", path, params={"after": last})
+            page = await self.request("GET", path, params={"after": last, **wanted})
             items = page.get("items", []) if isinstance(page, dict) else []
             for item in items:
                 yield item
@@ -215,7 +223,7 @@ class ControlPlane:
             if following is None or not items:
                 return
             last = int(following)
-        params = {"after": last, "follow": "true"}
+        params = {"after": last, "follow": "true", **wanted}
         with self._transport_errors("GET", path):
             async with self._http.stream(
                 "GET",

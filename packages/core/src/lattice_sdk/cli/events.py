@@ -37,6 +37,12 @@ def events(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on as things happen, until Ctrl-C.")
     ] = False,
+    event_type: Annotated[
+        str | None, typer.Option("--type", metavar="TYPE", help="Only these: denied, expired, …")
+    ] = None,
+    peer: Annotated[
+        str | None, typer.Option(metavar="PEER", help="Only those of this peer.")
+    ] = None,
 ) -> None:
     """Show the event log: enrolled, renewed, revoked, expired, denied. Needs an admin token.
 
@@ -45,25 +51,31 @@ def events(
 
     For example:
 
-      lattice events --follow --output json
+      lattice events --type denied --follow
     """
     if follow:
-        session.run(lambda api: _follow(api, after or 0, session.output))
+        session.run(lambda api: _follow(api, after or 0, event_type, peer, session.output))
         return
 
     async def collect(api: ControlPlane) -> list[dict[str, Any]]:
-        return [event async for event in api.stream_events(after)]
+        return [
+            event async for event in api.stream_events(after, event_type=event_type, peer_id=peer)
+        ]
 
     show_list(session.run(collect), _COLUMNS, session.output)
 
 
-async def _follow(api: ControlPlane, after: int, output: Format) -> None:
+async def _follow(
+    api: ControlPlane, after: int, event_type: str | None, peer: str | None, output: Format
+) -> None:
     from lattice_sdk.errors import ServerError, ServerUnreachable
 
     attempt, followed = 0, False
     while True:
         try:
-            async for event in api.stream_events(after, follow=True):
+            async for event in api.stream_events(
+                after, follow=True, event_type=event_type, peer_id=peer
+            ):
                 attempt, followed = 0, True
                 after = max(after, int(event.get("seq", 0)))
                 _print(event, output)

@@ -32,10 +32,10 @@ class Download(threading.Thread):
         super().__init__(daemon=True)
         self.last_byte = 0.0
         self._url, self._proxy = url, proxy_env["HTTP_PROXY"]
-        self._started = threading.Event()
+        self._first_byte = threading.Event()
         self._ended = threading.Event()
         self.start()
-        if not self._started.wait(START_TIMEOUT):
+        if not self._first_byte.wait(START_TIMEOUT):
             raise TimeoutError(f"the download of {url} did not start within {START_TIMEOUT:.0f} s")
 
     def run(self) -> None:
@@ -47,7 +47,7 @@ class Download(threading.Thread):
             ):
                 for _ in answer.iter_raw():
                     self.last_byte = time.monotonic()
-                    self._started.set()
+                    self._first_byte.set()
         except httpx.HTTPError:
             pass  # being cut off is what is measured
         finally:

@@ -57,19 +57,20 @@ def build_graph(agent: LatticeAgent) -> CompiledStateGraph[Any, Any, Any, Any]:
             "seconds": time.monotonic() - started,
         }
 
-    def search(_: _Work) -> _Work:
+    def search(state: _Work) -> _Work:
         return {"attempts": [fetch("http://search.lattice/")]}
 
-    def obey(work: _Work) -> _Work:
-        found = work["attempts"][-1]["answer"] or {}
+    def obey(state: _Work) -> _Work:
+        found = state["attempts"][-1]["answer"] or {}
         return {"attempts": [fetch(url) for url in URL.findall(str(found.get("result", "")))]}
 
-    def report(_: _Work) -> _Work:
+    def report(state: _Work) -> _Work:
         return {"attempts": [fetch("http://github-tools.lattice/")]}
 
     graph = StateGraph(_Work)
-    for node in (search, obey, report):
-        graph.add_node(node.__name__, node)
+    graph.add_node("search", search)
+    graph.add_node("obey", obey)
+    graph.add_node("report", report)
     graph.add_edge(START, "search")
     graph.add_edge("search", "obey")
     graph.add_edge("obey", "report")

@@ -47,7 +47,7 @@ REMOVED_WITHIN = 2.0  # seconds, after SIGKILL
 PATIENCE = 20.0  # seconds for what has no bound of its own
 
 
-class Unexpected(Exception):
+class UnexpectedError(Exception):
     """A step did not show what it claims."""
 
 
@@ -125,7 +125,7 @@ class Story:
     def _try(self, name: str, claim: str, step: Callable[[], Shown]) -> Outcome:
         try:
             shown, figures = step()
-        except Unexpected as error:
+        except UnexpectedError as error:
             return Outcome(name, claim, False, str(error))
         except (LatticeError, FabricError, EngineError, httpx.HTTPError, OSError) as error:
             return Outcome(name, claim, False, f"{type(error).__name__}: {error}")
@@ -237,9 +237,9 @@ class Story:
         wanted = {self._addresses[UNDESIGNATED], self._addresses["neighbour"]}
 
         def recorded() -> list[str]:
-            events = self._fabric.request("GET", "/api/v1/events?type=denied&limit=100")["items"]
-            mine = [event for event in events if event["peerId"] == self._worker.peer_id]
-            seen = {event["data"]["destination"] for event in mine}
+            path = f"/api/v1/events?type=denied&peerId={self._worker.peer_id}"
+            events = self._fabric.request("GET", path)["items"]
+            seen = {str(event["data"]["destination"]) for event in events}
             return sorted(seen) if seen >= wanted else []
 
         seen = self._wait("the denied flows to be reported", recorded)
@@ -308,11 +308,10 @@ class Story:
             text=True,
         )
         try:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            line = process.stdout.readline()
+            line = process.stdout.readline() if process.stdout else ""
             if not line:
-                raise Unexpected(f"the agent program did not start: {process.stderr.read()[-500:]}")
+                why = process.communicate()[1][-500:]
+                raise UnexpectedError(f"the agent program did not start: {why}")
             yield process, str(json.loads(line)["peerId"])
         finally:
             process.kill()
@@ -359,7 +358,7 @@ class Story:
             httpx.get(f"{url}/healthz", timeout=2, trust_env=False)
         except httpx.ConnectError:
             return "no process, network namespace, socket or file", {}
-        raise Unexpected(f"{url} still answers")
+        raise UnexpectedError(f"{url} still answers")
 
     def _peers(self) -> set[str]:
         path = f"/api/v1/peers?workspaceId={self._fabric.workspace}"
@@ -369,7 +368,7 @@ class Story:
         deadline = time.monotonic() + PATIENCE
         while not (value := condition()):
             if time.monotonic() > deadline:
-                raise Unexpected(f"waited {PATIENCE:.0f} s in vain for {what}")
+                raise UnexpectedError(f"waited {PATIENCE:.0f} s in vain for {what}")
             time.sleep(0.02)
         return value
 
@@ -380,7 +379,7 @@ class Story:
 
 def _expect(condition: bool, otherwise: str) -> None:
     if not condition:
-        raise Unexpected(otherwise)
+        raise UnexpectedError(otherwise)
 
 
 def _user() -> str:

@@ -55,8 +55,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class ToolService(ThreadingHTTPServer):
-    """A service on a free port of loopback. ``GET`` tells its name and the client, ``POST`` echoes,
-    ``GET /stream`` never ends.
+    """A service on a free port of loopback.
+
+    ``GET`` tells its name and the client, ``POST`` echoes, ``GET /stream`` never ends.
 
     Attributes:
         target: ``HOST:PORT`` for a connector to forward to.

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["JsonView", "TextView", "View"]
 
+INDENT = 4
+
 
 class View(Protocol):
     """Told of the steps as they happen."""
@@ -40,7 +42,7 @@ class TextView:
     def __init__(self) -> None:
         from rich.console import Console
 
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Console(highlight=False)
         self._status: Status | None = None
         self._claim = ""
         self._started = time.monotonic()
@@ -62,13 +64,19 @@ class TextView:
         """See :class:`View`."""
         from rich.markup import escape
         from rich.padding import Padding
+        from rich.text import Text
 
         self._stop()
         mark = "[green]✓[/]" if outcome.ok else "[red]✗[/]"
         if self._console.encoding.lower() not in ("utf-8", "utf8"):
             mark = "[green]ok[/]" if outcome.ok else "[red]FAILED[/]"
         self._console.print(f"{mark} [bold]{escape(outcome.claim)}[/]")
-        self._console.print(Padding(f"[dim]{escape(outcome.shown)}[/]", (0, 0, 0, 4)))
+        shown = Text(outcome.shown, style="dim")
+        if self._console.is_terminal:
+            self._console.print(Padding(shown, (0, 0, 0, INDENT)))
+        else:  # for logs and grep: one line each, however long
+            for line in shown.plain.splitlines():
+                print(" " * INDENT + line, file=self._console.file)
 
     def close(self, outcomes: Sequence[Outcome]) -> None:
         """See :class:`View`."""

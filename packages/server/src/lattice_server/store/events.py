@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import insert, select
@@ -70,14 +71,28 @@ def peer_event(event_type: str, at: int, peer: PeerRecord, /, **data: Any) -> di
     )
 
 
+@dataclass(frozen=True)
+class EventFilter:
+    """Which events are wanted; what is left out does not matter."""
+
+    workspace: str | None = None
+    type: str | None = None
+    peer_id: str | None = None
+
+
 async def read_events(
-    connection: AsyncConnection, after: int, limit: int, workspace: str | None = None
+    connection: AsyncConnection, after: int, limit: int, wanted: EventFilter
 ) -> list[dict[str, Any]]:
     """Events with a greater number than ``after``, oldest first, as the API shows them."""
     events = schema.events.c
     query = select(schema.events).where(events.seq > after).order_by(events.seq).limit(limit)
-    if workspace is not None:
-        query = query.where(events.workspace_id == workspace)
+    for column, value in (
+        (events.workspace_id, wanted.workspace),
+        (events.type, wanted.type),
+        (events.peer_id, wanted.peer_id),
+    ):
+        if value is not None:
+            query = query.where(column == value)
     return [
         {
             "seq": row.seq,

@@ -1,0 +1,151 @@
+"""``lattice demo`` as people run it, and what it does when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lattice_server.demo import story
+from lattice_server.demo.story import Outcome, Story
+from lattice_server.demo.view import JsonView, TextView
+from support.waiting import processes_mentioning, wait_for
+
+LATTICE = [sys.executable, "-m", "lattice_sdk"]
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory of the demo's own, with a short path for sockets."""
+    with tempfile.TemporaryDirectory(prefix="demo-") as name:
+        yield Path(name)
+
+
+def run_demo(home: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start ``lattice demo``."""
+    return subprocess.Popen(
+        [*LATTICE, "demo", *arguments],
+        env={"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(home)},
+        cwd=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_demo_shows_all_steps_and_leaves_nothing(home: Path) -> None:
+    with run_demo(home, "--json") as demo:
+        out, err = demo.communicate(timeout=120)
+    assert demo.returncode == 0, f"{out}\n{err}"
+    report = json.loads(out)
+    assert report["ok"] is True
+    assert report["seconds"] < 60
+    steps = {step["name"]: step for step in report["steps"]}
+    assert set(steps) >= {
+        "granted", "undesignated", "neighbour", "renewed", "deleted", "killed", "expired",
+        "nothing_left",
+    }  # fmt: skip
+    assert "sandboxed" in steps["undesignated"]["shown"]
+    assert -50 < steps["deleted"]["figures"]["ms"] < 250
+    assert steps["killed"]["figures"]["ms"] < 2000
+    assert abs(steps["expired"]["figures"]["ms_from_expiry"]) < 250
+    assert list(home.iterdir()) == []
+    assert processes_mentioning(str(home)) == []
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_demo_leaves_nothing(home: Path, kind: signal.Signals) -> None:
+    with run_demo(home) as demo:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if "enrolls" in line:
+                break
+        demo.send_signal(kind)
+        out, err = demo.communicate(timeout=60)
+        assert demo.returncode not in (0, None), f"{out}\n{err}"
+    assert "Traceback" not in err
+    wait_for("all processes to end", lambda: not processes_mentioning(str(home)))
+    assert list(home.iterdir()) == []
+
+
+class Recorder:
+    """A view that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+
+    def begin(self, claim: str) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def end(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+    def close(self, outcomes: object) -> None:
+        pass
+
+
+def test_step_that_shows_something_else_fails_and_ends_the_story(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    monkeypatch.setattr(story, "REFUSED_WITHIN", 0.0)
+    view = Recorder()
+    with Story(tmp_path / "demo", view) as told:
+        outcomes = told.play()
+    assert outcomes == view.outcomes
+    assert [outcome.ok for outcome in outcomes] == [True, True, True, False]
+    assert "was refused after" in outcomes[-1].shown
+    assert not (tmp_path / "demo").exists()
+
+
+def test_footprint_finds_an_orphan_a_socket_and_a_file(tmp_path: Path) -> None:
+    program = (
+        "import subprocess, sys, tempfile; from pathlib import Path; Path('made').touch();"
+        "subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL)"
+    )
+    checker = f"""
+import os, socket, subprocess, sys, tempfile
+from pathlib import Path
+from lattice_server.demo.leftovers import Footprint
+directory = Path(tempfile.mkdtemp(prefix="fp-"))
+footprint = Footprint(directory)
+subprocess.run([sys.executable, "-c", {program!r}], cwd=directory, check=True)
+server = socket.socket(socket.AF_UNIX)
+server.bind(str(directory / "s"))
+found = footprint.found()
+for line in found:
+    if line.startswith("process"):
+        os.kill(int(line.split()[1].strip(":")), 9)
+        os.waitpid(int(line.split()[1].strip(":")), 0)
+server.close()
+import shutil; shutil.rmtree(directory)
+print(len(found), "|".join(found), footprint.found())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", checker], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert "sleep 60" in done.stdout
+    assert "socket " in done.stdout
+    assert "/made" in done.stdout
+    assert done.stdout.rstrip().endswith("[]")
+
+
+def test_views_tell_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = Outcome("x", "A claim", False, "what went wrong")
+    for view in (TextView(), JsonView()):
+        view.end(outcome)
+        view.close([outcome])
+    text = capsys.readouterr().out
+    assert "what went wrong" in text
+    assert '"ok": false' in text
