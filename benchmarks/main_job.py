@@ -207,27 +207,40 @@ def live_peers(fabric: Any, settings: dict[str, Any], count: int, rounds: int) -
 @contextlib.contextmanager
 def running_fabric() -> Iterator[tuple[Any, dict[str, Any]]]:
     """A fabric with one designated tool service, and an agent's settings for it."""
-    from lattice_sdk.connector import ServiceConnector
     from lattice_server.fabric import Fabric
 
     with (
         tempfile.TemporaryDirectory(prefix="lattice-bench-") as directory,
         Fabric(Path(directory)) as fabric,
         ToolService("github-tools") as service,
+        connector_process(fabric, service.target),
     ):
-        token = fabric.create_service("github-tools", [{"port": 80, "protocol": "tcp"}])
-        with ServiceConnector(
-            fabric.url, token, "github-tools", listen={80: service.target}, proxy_protocol="v1"
-        ):
-            yield (
-                fabric,
-                {
-                    "server": fabric.url,
-                    "token": fabric.workspace_token,
-                    "agent_name": "bench",
-                    "policy_preset": "sandboxed",
-                },
-            )
+        settings = {
+            "server": fabric.url,
+            "token": fabric.workspace_token,
+            "agent_name": "bench",
+            "policy_preset": "sandboxed",
+        }
+        yield fabric, settings
+
+
+@contextlib.contextmanager
+def connector_process(fabric: Any, target: str) -> Iterator[None]:
+    """The connector in a process of its own, so that its tunnel is not in the measured engine."""
+    token = fabric.create_service("github-tools", [{"port": 80, "protocol": "tcp"}])
+    command = [sys.executable, "-m", "lattice_sdk", "connect", "github-tools"]
+    command += ["--listen", "80", "--to", target, "--proxy-protocol", "--output", "json"]
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "LATTICE_SERVER": fabric.url, "LATTICE_TOKEN": token},
+        stdout=subprocess.PIPE,
+    ) as process:
+        try:
+            if process.stdout is None or not process.stdout.readline():
+                raise RuntimeError("the connector did not start")
+            yield
+        finally:
+            process.terminate()
 
 
 def cold_join(settings: dict[str, Any], rounds: int) -> dict[str, float]:
