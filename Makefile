@@ -22,16 +22,16 @@ test: setup ## every Python and Go test
 	$(BIN)/pytest
 
 lint: setup ## formatting, ruff, mypy (strict), gofmt, go vet, staticcheck
-	$(BIN)/ruff format --check packages tests benchmarks
-	$(BIN)/ruff check packages tests benchmarks
+	$(BIN)/ruff format --check conftest.py packages tests benchmarks
+	$(BIN)/ruff check conftest.py packages tests benchmarks
 	$(BIN)/mypy packages/*/src
 	cd packages/engine && GO=$$(../../scripts/bootstrap.sh go) && \
 		test -z "$$($$(dirname $$GO)/gofmt -l cmd internal 2>&1 | tee /dev/stderr)" && \
 		$$GO vet ./... && $$GO run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
 
 format: setup ## rewrite the files as the linters want them
-	$(BIN)/ruff format packages tests benchmarks
-	$(BIN)/ruff check --fix packages tests benchmarks
+	$(BIN)/ruff format conftest.py packages tests benchmarks
+	$(BIN)/ruff check --fix conftest.py packages tests benchmarks
 
 wheels: setup ## the seven wheels into dist/, the engine's with its binary
 	@rm -rf dist && LATTICE_GO=$$(./scripts/bootstrap.sh go) && export LATTICE_GO && \

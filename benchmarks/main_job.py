@@ -33,7 +33,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from lattice_server.demo.tools import ToolService
+from lattice_sdk.testing.tools import ToolService
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

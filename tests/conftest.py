@@ -11,7 +11,7 @@ import pytest
 
 from lattice_sdk import LatticeAgent
 from lattice_sdk.connector import ServiceConnector
-from lattice_server.demo.tools import ToolService
+from lattice_sdk.testing.tools import ToolService
 from lattice_server.fabric import Fabric
 
 SHORT_LIVES = {"gateway_wait": 10, "delete_wait": 5}

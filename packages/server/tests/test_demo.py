@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lattice_server.demo import story
-from lattice_server.demo.story import Outcome, Story
+from lattice_server.demo.story import Outcome
 from lattice_server.demo.view import JsonView, TextView
 from support.waiting import processes_mentioning, wait_for
 
@@ -76,37 +75,27 @@ def test_interrupted_demo_leaves_nothing(home: Path, kind: signal.Signals) -> No
     assert list(home.iterdir()) == []
 
 
-class Recorder:
-    """A view that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.outcomes: list[Outcome] = []
-
-    def begin(self, claim: str) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        pass
-
-    def end(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
-
-    def close(self, outcomes: object) -> None:
-        pass
-
-
-def test_step_that_shows_something_else_fails_and_ends_the_story(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-
-    monkeypatch.setattr(story, "REFUSED_WITHIN", 0.0)
-    view = Recorder()
-    with Story(tmp_path / "demo", view) as told:
-        outcomes = told.play()
-    assert outcomes == view.outcomes
-    assert [outcome.ok for outcome in outcomes] == [True, True, True, False]
-    assert "was refused after" in outcomes[-1].shown
-    assert not (tmp_path / "demo").exists()
+def test_step_that_shows_something_else_fails_the_demo_and_ends_it(home: Path) -> None:
+    program = (
+        "import runpy, sys; from lattice_server.demo import story; story.REFUSED_WITHIN = 0.0;"
+        "sys.argv = ['lattice', 'demo', '--json'];"
+        "runpy.run_module('lattice_sdk', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    report = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert report["ok"] is False
+    assert [step["ok"] for step in report["steps"]] == [True, True, True, False]
+    assert "was refused after" in report["steps"][-1]["shown"]
+    assert list(home.iterdir()) == []
+    assert processes_mentioning(str(home)) == []
 
 
 def test_footprint_finds_an_orphan_a_socket_and_a_file(tmp_path: Path) -> None:

@@ -240,7 +240,12 @@ def dev(
             "LATTICE_WORKSPACE": fabric.workspace,
         }
         if as_json:
-            typer.echo(json.dumps({**values, "directory": str(directory), "pid": os.getpid()}))
+            more = {
+                "directory": str(directory),
+                "gatewayControl": str(fabric.gateway_control),
+                "pid": os.getpid(),
+            }
+            typer.echo(json.dumps({**values, **more}))
         else:
             for name, value in values.items():
                 typer.echo(f"export {name}={shlex.quote(value)}")

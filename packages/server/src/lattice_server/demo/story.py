@@ -19,11 +19,11 @@ import httpx
 
 from lattice_engine import EngineError, EngineProcess
 from lattice_sdk import LatticeAgent, LatticeError, ServiceConnector
+from lattice_sdk.testing.tools import ToolService
 from lattice_server.demo.bare import open_bare_tunnel
 from lattice_server.demo.download import Download
 from lattice_server.demo.graph import Attempt, build_graph
 from lattice_server.demo.leftovers import Footprint
-from lattice_server.demo.tools import ToolService
 from lattice_server.fabric import Fabric, FabricError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""HTTP tool services that say who called them, by the PROXY header of the connector."""
+"""A tool service that says who called it, by the PROXY header of its connector."""
 
 from __future__ import annotations
 

@@ -1,0 +1,155 @@
+"""A control plane, a gateway and three tool services for a test session, all real."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lattice_engine import EngineClient
+from lattice_sdk.client import ControlPlane
+from lattice_sdk.testing.tools import ToolService
+
+__all__ = ["World", "start_world"]
+
+GRANTED = "github-tools"
+SECOND = "search"
+UNDESIGNATED = "payroll"
+END_TIMEOUT = 20.0  # seconds
+
+
+@dataclass(frozen=True)
+class World:
+    """What runs.
+
+    Attributes:
+        server: URL of the control plane.
+        token: a workspace token; secret.
+        workspace: its workspace.
+        directory: where the fabric's files are.
+        gateway_control: control socket of the gateway's data plane.
+        addresses: overlay addresses of the tool services, by name.
+    """
+
+    server: str
+    workspace: str
+    directory: Path
+    gateway_control: Path
+    addresses: Mapping[str, str]
+    token: str = field(repr=False)
+    admin_token: str = field(repr=False)
+
+    def settings(self, **changes: Any) -> dict[str, Any]:
+        """Settings for an agent of this world."""
+        return {
+            "server": self.server,
+            "token": self.token,
+            "agent_name": "contract",
+            "policy_preset": "sandboxed",
+            **changes,
+        }
+
+    def request(self, method: str, path: str, body: Any = None) -> Any:
+        """A call to the control plane as admin.
+
+        Raises:
+            LatticeError: as it answers.
+        """
+
+        async def call() -> Any:
+            async with ControlPlane(self.server, self.admin_token) as api:
+                return await api.request(method, path, body)
+
+        return _in_own_loop(call)
+
+    def peers(self) -> set[str]:
+        """Ids of the agents that the control plane has."""
+        page = self.request("GET", f"/api/v1/peers?workspaceId={self.workspace}&limit=500")
+        return {str(peer["peerId"]) for peer in page["items"] if peer["kind"] == "agent"}
+
+    def gateway_peers(self) -> set[str]:
+        """Ids of all peers that the gateway's data plane has."""
+        client = EngineClient(self.gateway_control)
+        try:
+            return {str(peer["id"]) for peer in client.peers()}
+        finally:
+            client.close()
+
+    def knows(self, peer: str) -> bool:
+        """Whether control plane or gateway have the peer."""
+        return peer in self.peers() or peer in self.gateway_peers()
+
+
+@contextmanager
+def start_world(directory: Path) -> Iterator[World]:
+    """Start ``lattice dev`` and three tool services; end them afterwards.
+
+    Two of the services, ``github-tools`` and ``search``, are designated to the workspace.
+
+    Args:
+        directory: for the files; should have a short path, as it holds sockets.
+
+    Raises:
+        RuntimeError: ``lattice dev`` does not start; is lattice-server installed?
+    """
+    with ExitStack() as stack:
+        dev = stack.enter_context(_process(["dev", "--json", "--dir", str(directory)], {}))
+        admin_token = (directory / "server" / "admin.token").read_text().strip()
+        addresses = {}
+        for name in (GRANTED, SECOND, UNDESIGNATED):
+            tool = stack.enter_context(ToolService(name))
+            arguments = ["connect", name, "--listen", "80", "--to", tool.target]
+            arguments += ["--workspace", dev["LATTICE_WORKSPACE"], "--proxy-protocol"]
+            arguments += ["--no-designated"] if name == UNDESIGNATED else []
+            environment = {"LATTICE_SERVER": dev["LATTICE_SERVER"], "LATTICE_TOKEN": admin_token}
+            connector = stack.enter_context(_process([*arguments, "--output", "json"], environment))
+            addresses[name] = str(connector["overlayIP"])
+        yield World(
+            server=str(dev["LATTICE_SERVER"]),
+            workspace=str(dev["LATTICE_WORKSPACE"]),
+            directory=directory,
+            gateway_control=Path(dev["gatewayControl"]),
+            addresses=addresses,
+            token=str(dev["LATTICE_TOKEN"]),
+            admin_token=admin_token,
+        )
+
+
+@contextmanager
+def _process(arguments: list[str], environment: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """A ``lattice`` command until the end of the block, and the line with which it is ready."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "lattice_sdk", *arguments],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            line = process.stdout.readline() if process.stdout else ""
+            if not line:
+                why = process.communicate()[1].strip()
+                raise RuntimeError(f"`lattice {arguments[0]}` does not start: {why}")
+            yield json.loads(line)
+        finally:
+            process.terminate()
+            try:
+                process.communicate(timeout=END_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+
+
+def _in_own_loop(call: Any) -> Any:
+    """Run a coroutine function, whether or not this thread has a loop that runs."""
+    import concurrent.futures
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(call())).result()
