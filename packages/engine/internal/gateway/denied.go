@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"strconv"
 	"time"
@@ -28,6 +29,7 @@ func (g *gateway) deniedLoop() {
 			return
 		case <-ticker.C:
 		}
+		began := time.Now()
 		next, err := g.readDenied(seen)
 		if errors.Is(err, unix.ENOENT) {
 			err = g.restore()
@@ -39,6 +41,7 @@ func (g *gateway) deniedLoop() {
 			failing = true
 			continue
 		}
+		g.forgetFormer(began)
 		seen, failing = next, false
 	}
 }
@@ -86,8 +89,32 @@ func (g *gateway) denied(key [16]byte, packets uint64) event {
 	defer g.mu.Unlock()
 	if who := g.table.byAddress[from]; who != nil {
 		e.ID = who.id
+	} else if who, known := g.former[from]; known {
+		e.ID = who.id
 	}
 	return e
+}
+
+// former is who had an address until its identity ended: what it tried last is read from the kernel only afterwards.
+type former struct {
+	id    string
+	ended time.Time
+}
+
+// remember notes the identities that a plan has ended. Called with the lock.
+func (g *gateway) remember(p *plan) {
+	for _, who := range p.remove {
+		if g.table.byAddress[who.address] == nil {
+			g.former[who.address] = former{who.id, time.Now()}
+		}
+	}
+}
+
+// forgetFormer drops those that had ended before a reading of the kernel began.
+func (g *gateway) forgetFormer(read time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	maps.DeleteFunc(g.former, func(_ netip.Addr, who former) bool { return who.ended.Before(read) })
 }
 
 func protocolName(protocol uint8) string {

@@ -3,6 +3,7 @@ package gateway
 import (
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"runtime/debug"
 	"sync"
@@ -31,6 +32,7 @@ type gateway struct {
 	// dirty is set when the kernel may differ from the table: the next change writes everything anew.
 	dirty   bool
 	expiry  *expiry
+	former  map[netip.Addr]former
 	closing chan struct{}
 	loops   sync.WaitGroup
 }
@@ -47,7 +49,7 @@ func start(opts *options, socket *os.File) (_ *gateway, err error) {
 	}
 	g := &gateway{
 		opts: opts, started: time.Now(), table: newTable(), events: newEvents(),
-		failed: make(chan struct{}), closing: make(chan struct{}),
+		former: map[netip.Addr]former{}, failed: make(chan struct{}), closing: make(chan struct{}),
 	}
 	dev, kind, err := openDevice(opts)
 	if err != nil {
@@ -196,6 +198,7 @@ func (g *gateway) carryOut(p *plan) error {
 		return fmt.Errorf("the WireGuard device refused the change, and the next one writes everything anew: %w", err)
 	}
 	g.table.commit(p)
+	g.remember(p)
 	g.expiry.update(p)
 	g.expiry.compact(g.table.peers)
 	if err := forget(p); err != nil {

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -39,6 +40,25 @@ func TestDeniedFlowsAreReportedWithTheirAgent(t *testing.T) {
 			_, _ = socket.Write([]byte("x"))
 		}
 		await(t, lines, m{"type": "denied", "id": "agent", "destination": "10.96.0.7", "protocol": "udp", "port": 53})
+	})
+}
+
+func TestLastAttemptOfAnIdentityIsReportedUnderItsName(t *testing.T) {
+	inOne(t, func(t *testing.T, g *running) {
+		service := g.client("service", "10.96.0.7")
+		g.put(service.body(nil))
+		service.up()
+		lines := g.events()
+		for _, id := range []string{"a", "b", "c", "d"} { // at whatever moment the kernel is read
+			agent := g.client(id, "10.96.2."+strconv.Itoa(int(id[0])))
+			g.patch(agent.body(60))
+			agent.up()
+			if _, err := agent.dial(service, 22, 3*time.Second); !isRefused(err) {
+				t.Fatal(err)
+			}
+			g.remove(id)
+			await(t, lines, m{"type": "denied", "id": id, "destination": "10.96.0.7", "port": 22})
+		}
 	})
 }
 
