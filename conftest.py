@@ -6,3 +6,5 @@ import signal
 # so. What is tested here is what happens when nobody has done that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+pytest_plugins = ["lattice_sdk.testing.plugin"]

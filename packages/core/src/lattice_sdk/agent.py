@@ -81,7 +81,7 @@ class Face:
         closing = self._stop()
         if closing is not None:
             closing.result()
-            self._settle(wait=True)
+        self._settle(wait=True)
 
     async def aopen(self) -> Self:
         """:meth:`open`, awaited. ``async with`` does this."""
@@ -98,9 +98,9 @@ class Face:
         closing = self._stop()
         if closing is not None:
             await _wait_to_the_end(closing)
-            ended = self._settle(wait=False)
-            if ended is not None:
-                await _wait_to_the_end(ended)
+        ended = self._settle(wait=False)
+        if ended is not None:
+            await _wait_to_the_end(ended)
 
     def renew(self, ttl: str | None = None) -> None:
         """Have the deadline moved now; it is done in time without being asked.
@@ -214,7 +214,7 @@ class Face:
     def _settle(self, *, wait: bool) -> concurrent.futures.Future[None] | None:
         """After the last identity of the process: its thread and engine have ended."""
         home = self._life.runtime
-        if home is None or not home.idle():
+        if home is None or home.pid != os.getpid() or not home.idle():
             return None
         if wait:
             home.ended.result()

@@ -63,6 +63,9 @@ class Runtime:
         self.engine = EngineHost(self.call)
         self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._pool = concurrent.futures.ThreadPoolExecutor(CALLS_AT_ONCE, "lattice-call")
+        # What came in before the end is done; nothing comes in after it, and waits for ever.
+        self._door = threading.Lock()
+        self._over = False
         self._thread = threading.Thread(target=self._run, name="lattice", daemon=True)
         self._thread.start()
 
@@ -75,7 +78,10 @@ class Runtime:
         try:
             if self.pid != os.getpid():
                 raise forked()
-            return asyncio.run_coroutine_threadsafe(work, self.loop)
+            with self._door:
+                if self._over:
+                    raise RuntimeError("the loop has ended")
+                return asyncio.run_coroutine_threadsafe(work, self.loop)
         except RuntimeError:
             work.close()
             raise IdentityClosed("the agent is closed", hint="Make a new LatticeAgent") from None
@@ -111,6 +117,8 @@ class Runtime:
         asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_forever()
+            with self._door:
+                self._over = True
             self.loop.run_until_complete(_drain())
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         finally:
@@ -121,9 +129,11 @@ class Runtime:
 
 async def _drain() -> None:
     """Let what the last member's leaving left under way come to its end."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    if tasks:
-        _, late = await asyncio.wait(tasks, timeout=DRAIN)
+    deadline = asyncio.get_running_loop().time() + DRAIN
+    await asyncio.sleep(0)  # what was submitted from other threads becomes tasks
+    while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+        left = max(deadline - asyncio.get_running_loop().time(), 0)
+        _, late = await asyncio.wait(tasks, timeout=left)
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)

@@ -1,0 +1,528 @@
+"""The contract suite: the eight invariants that every adapter holds.
+
+::
+
+    from lattice_sdk.testing.contract import AdapterContract
+
+    class TestMyFramework(AdapterContract):
+        adapter = MyAdapter
+
+with ``pytest_plugins = ["lattice_sdk.testing.plugin"]`` in ``conftest.py``. Tests of a capability
+that the adapter does not declare are not collected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import pytest
+
+from lattice_sdk.agent import LatticeAgent
+from lattice_sdk.errors import (
+    AuthenticationFailed,
+    IdentityExpired,
+    InvalidRequest,
+    LatticeError,
+    NotPermitted,
+    Refused,
+    ServerUnreachable,
+)
+from lattice_sdk.testing.adapter import Adapter, Capability
+from lattice_sdk.testing.gate import Gate
+from lattice_sdk.testing.program import GRANTED_URL
+from lattice_sdk.testing.world import World
+
+__all__ = ["AdapterContract"]
+
+T = TypeVar("T")
+invariant = pytest.mark.lattice_invariant
+needs = pytest.mark.lattice_capability
+PATIENCE = 20.0  # seconds
+SHORT_TTL = "2s"
+# Seconds; the stated bounds are 0.25 around expiry and 2 after a kill, here with ample slack.
+CUT_SLACK = 1.0
+GONE_WITHIN = 5.0
+REFUSED_WITHIN = 5.0
+
+
+class WorkError(Exception):
+    """What work fails with."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What work saw of its agent."""
+
+    peer: str
+    address: str
+    client: str
+    engine: int
+    known: bool
+
+
+class AdapterContract:
+    """Subclass it with ``adapter``; see the module."""
+
+    adapter: ClassVar[type[Adapter]]
+
+    # 1. Entering gives a live identity, whose address a granted service sees.
+
+    @invariant(1)
+    def test_granted_service_sees_the_enrolled_address(self, lattice_world: World) -> None:
+        """Traffic leaves by the tunnel, from the address that was enrolled."""
+        seen = self._run(lattice_world, lambda agent: look(lattice_world, agent))
+        assert seen.client == seen.address
+        assert seen.known, "control plane and gateway do not have the peer while it works"
+
+    @invariant(1)
+    @needs(Capability.ASYNC)
+    def test_async_run_is_an_identity_as_well(self, lattice_world: World) -> None:
+        """The async face does the same."""
+
+        async def work(agent: LatticeAgent) -> Seen:
+            async with agent.async_http_client() as http:
+                answer = await http.get(GRANTED_URL)
+            known = await asyncio.to_thread(lattice_world.knows, agent.peer_id)
+            client = str(answer.raise_for_status().json()["client"])
+            return Seen(agent.peer_id, agent.overlay_ip, client, agent.engine_pid or 0, known)
+
+        seen = asyncio.run(self.adapter().arun(lattice_world.settings(), work))
+        assert seen.client == seen.address
+        assert seen.known
+        self._nothing_left(lattice_world, seen)
+
+    # 2. Anything not granted does not connect.
+
+    @invariant(2)
+    @pytest.mark.parametrize(
+        "target", ["undesignated", "other agent", "other port", "gateway", "metadata", "name"]
+    )
+    def test_what_is_not_granted_is_refused_at_once(
+        self, lattice_world: World, target: str
+    ) -> None:
+        """The refusal names the preset."""
+
+        def work(agent: LatticeAgent) -> tuple[str, float]:
+            with contextlib.ExitStack() as stack:
+                host, port = "attacker.example", 443
+                if target == "undesignated":
+                    host, port = lattice_world.addresses["payroll"], 80
+                elif target == "other agent":
+                    other = stack.enter_context(LatticeAgent(**lattice_world.settings()))
+                    host, port = other.overlay_ip, 80
+                elif target == "other port":
+                    host, port = lattice_world.addresses["github-tools"], 81
+                elif target == "gateway":
+                    host, port = ".".join([*agent.overlay_ip.split(".")[:2], "0", "1"]), 80
+                elif target == "metadata":
+                    host, port = "169.254.169.254", 80
+                started = time.monotonic()
+                try:
+                    agent.connect(host, port).close()
+                except Refused as refusal:
+                    return str(refusal), time.monotonic() - started
+                return "", 0.0
+
+        refusal, took = self._run(lattice_world, work)
+        assert refusal, f"{target} can be reached"
+        assert "sandboxed" in refusal
+        assert took < REFUSED_WITHIN
+
+    @invariant(2)
+    def test_refusals_are_on_record(self, lattice_world: World) -> None:
+        """The gateway's evidence names the agent and where it wanted to."""
+        payroll = lattice_world.addresses["payroll"]
+
+        def work(agent: LatticeAgent) -> str:
+            with contextlib.suppress(Refused):
+                agent.connect(payroll, 80).close()
+            return agent.peer_id
+
+        peer = self._run(lattice_world, work)
+        path = f"/api/v1/events?type=denied&peerId={peer}"
+
+        def recorded() -> bool:
+            events = lattice_world.request("GET", path)["items"]
+            return any(event["data"].get("destination") == payroll for event in events)
+
+        wait_for("the denied flow to be in the event log", recorded)
+
+    # 3. After leaving, by whatever road, nothing is left.
+
+    @invariant(3)
+    def test_return_leaves_nothing(self, lattice_world: World) -> None:
+        """The ordinary end."""
+        self._nothing_left(
+            lattice_world, self._run(lattice_world, lambda agent: look(lattice_world, agent))
+        )
+
+    @invariant(3)
+    def test_exception_leaves_nothing(self, lattice_world: World) -> None:
+        """Work that raises."""
+        seen: list[Seen] = []
+
+        def work(agent: LatticeAgent) -> None:
+            seen.append(look(lattice_world, agent))
+            raise WorkError("on purpose")
+
+        with contextlib.suppress(Exception):
+            self._run(lattice_world, work)
+        self._nothing_left(lattice_world, *seen)
+
+    @invariant(3)
+    @needs(Capability.ASYNC)
+    def test_cancellation_leaves_nothing(self, lattice_world: World) -> None:
+        """A task that is cancelled in the middle of its work."""
+
+        async def main() -> Seen:
+            seen: asyncio.Future[Seen] = asyncio.get_running_loop().create_future()
+
+            async def work(agent: LatticeAgent) -> None:
+                seen.set_result(await asyncio.to_thread(look, lattice_world, agent))
+                await asyncio.Event().wait()
+
+            task = asyncio.create_task(self.adapter().arun(lattice_world.settings(), work))
+            waited: set[asyncio.Future[Any]] = {task, seen}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            return seen.result()
+
+        self._nothing_left(lattice_world, asyncio.run(main()))
+
+    @invariant(3)
+    @needs(Capability.HOLD)
+    def test_forgetting_leaves_nothing(self, lattice_world: World) -> None:
+        """Garbage collection of what was never left."""
+        held, agent = self.adapter().hold(lattice_world.settings())
+        seen = look(lattice_world, agent())
+        del held, agent
+        gc.collect()
+        self._nothing_left(lattice_world, seen)
+
+    @invariant(3)
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+    def test_signal_leaves_nothing(self, lattice_world: World, number: signal.Signals) -> None:
+        """A process that is ended while it works."""
+        with self._program(lattice_world, "wait") as program:
+            line = program.line()
+            program.process.send_signal(number)
+            assert program.process.wait(PATIENCE) != 0
+            self._program_left_nothing(lattice_world, program, line)
+
+    @invariant(3)
+    @needs(Capability.HOLD)
+    def test_interpreter_exit_leaves_nothing(self, lattice_world: World) -> None:
+        """A program that ends without leaving."""
+        with self._program(lattice_world, "hold") as program:
+            line = program.line()
+            assert program.process.wait(PATIENCE) == 0, program.errors()
+            self._program_left_nothing(lattice_world, program, line)
+
+    @invariant(3)
+    def test_forked_child_takes_nothing_along(self, lattice_world: World) -> None:
+        """The end of a forked child does not end its parent's identity."""
+        with self._program(lattice_world, "fork") as program:
+            before, after = program.line(), program.line()
+            assert after == before
+            assert after["client"] == after["address"]
+            assert program.process.wait(PATIENCE) == 0, program.errors()
+            self._program_left_nothing(lattice_world, program, after)
+
+    # 4. Longer than the TTL is no problem; without renewals the network ends at expiry.
+
+    @invariant(4)
+    def test_work_longer_than_its_ttl_keeps_its_identity(self, lattice_world: World) -> None:
+        """Renewals need no help of the work's."""
+
+        def work(agent: LatticeAgent) -> tuple[Seen, Seen]:
+            first, began = agent.expires_at, look(lattice_world, agent)
+            wait_for("two renewals", lambda: (agent.expires_at - first).total_seconds() > 2)
+            return began, look(lattice_world, agent)
+
+        began, ended = self._run(lattice_world, work, ttl=SHORT_TTL)
+        assert ended == began
+
+    @invariant(4)
+    def test_failed_renewals_end_the_network_at_expiry(self, lattice_world: World) -> None:
+        """Not later, and the agent learns why."""
+
+        def work(agent: LatticeAgent) -> tuple[float, str]:
+            expiry = time.monotonic() + agent.remaining
+            gate.close()
+            stream = agent.connect("github-tools.lattice", 80)
+            with stream:
+                stream.settimeout(PATIENCE)
+                stream.sendall(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
+                last = time.monotonic()
+                with contextlib.suppress(OSError):
+                    while stream.recv(65536):
+                        last = time.monotonic()
+            wait_for("the identity to expire", lambda: agent.state == "expired")
+            try:
+                agent.connect("github-tools.lattice", 80).close()
+            except IdentityExpired as error:
+                return last - expiry, str(error)
+            return last - expiry, ""
+
+        with Gate(lattice_world.server) as gate:
+            after, why = self._run(lattice_world, work, server=gate.url, ttl="3s")
+        assert after < CUT_SLACK, f"the network was there for {after:.2f} s beyond expiry"
+        assert after > -CUT_SLACK, f"the network ended {-after:.2f} s before expiry"
+        assert "peer-" in why, "the use of an expired identity was not refused"
+
+    # 5. Enrollment that fails leaves nothing and says what to do.
+
+    @invariant(5)
+    @pytest.mark.parametrize(
+        ("changes", "kind"),
+        [
+            ({"token": "lt-wrong"}, AuthenticationFailed),
+            ({"server": "http://127.0.0.1:9", "timeout": 3}, ServerUnreachable),
+            ({"policy_preset": "omnipotent"}, (InvalidRequest, NotPermitted)),
+        ],
+        ids=["token", "server", "preset"],
+    )
+    def test_failed_enrollment_says_what_to_do(
+        self, lattice_world: World, changes: dict[str, Any], kind: type[LatticeError]
+    ) -> None:
+        """The framework does not run, and the caller gets the error as it is."""
+        peers, called = lattice_world.peers(), []
+        with pytest.raises(kind) as failure:
+            self._run(lattice_world, lambda _: called.append(True), **changes)
+        assert failure.value.hint
+        assert lattice_world.token not in str(failure.value)
+        assert not called
+        assert lattice_world.peers() <= peers
+        wait_for("the SDK's thread to end", lambda: not _sdk_threads())
+
+    # 6. Two agents in one process are two identities.
+
+    @invariant(6)
+    def test_two_agents_are_two_identities(self, lattice_world: World) -> None:
+        """At the same time, each with its own address; credentials are not exchangeable."""
+        import httpx
+
+        meeting = threading.Barrier(2)
+        seen: dict[int, tuple[Seen, str]] = {}
+        failures: list[BaseException] = []
+
+        def work_of(number: int) -> Callable[[LatticeAgent], None]:
+            def work(agent: LatticeAgent) -> None:
+                meeting.wait(PATIENCE)
+                seen[number] = look(lattice_world, agent), agent.proxy_env()["HTTP_PROXY"]
+                meeting.wait(PATIENCE)
+                mine, other = (httpx.URL(seen[who][1]) for who in (number, 1 - number))
+                stolen = str(mine.copy_with(userinfo=other.userinfo))
+                with httpx.Client(proxy=stolen) as http:
+                    assert http.get(GRANTED_URL).status_code == 407
+                meeting.wait(PATIENCE)
+
+            return work
+
+        def run(number: int) -> None:
+            try:
+                self._run(lattice_world, work_of(number))
+            except BaseException as error:
+                failures.append(error)
+                meeting.abort()
+
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
+        one, two = seen[0][0], seen[1][0]
+        assert one.client == one.address != two.address == two.client
+        assert one.peer != two.peer
+        assert one.engine == two.engine, "one engine serves all agents of a process"
+
+    # 7. Nothing secret is printed.
+
+    @invariant(7)
+    def test_nothing_secret_is_printed(self, lattice_world: World) -> None:
+        """Not in output, logs, arguments or the environment of what is started."""
+        with self._program(lattice_world, "fail") as program:
+            program.line()
+            secrets = [lattice_world.token, *json.loads(program.secrets.read_text())]
+            assert len(secrets) == 4
+            children = _children(program.process.pid)
+            assert children, "there is no engine to look at"
+            public = "".join(_public(pid) for pid in children) + _arguments(program.process.pid)
+            output, errors = program.process.communicate("\n", timeout=PATIENCE)
+        told = public + program.told + output + errors
+        assert "fails" in told, "the work's failure was swallowed"
+        assert not [secret for secret in secrets if secret and secret in told]
+
+    # 8. The framework is as it was.
+
+    @invariant(8)
+    def test_result_is_the_frameworks_own(self, lattice_world: World) -> None:
+        """The same result, of the same type, as without Lattice."""
+        result = {"answer": 42, "parts": ["a", "b"]}
+        bare = self.adapter().plain(lambda: result)
+        under = self._run(lattice_world, lambda _: result)
+        assert under == bare
+        assert type(under) is type(bare)
+
+    @invariant(8)
+    @needs(Capability.EXCEPTIONS)
+    def test_exception_is_the_frameworks_own(self, lattice_world: World) -> None:
+        """The same exception as without Lattice."""
+
+        def work() -> None:
+            raise WorkError("on purpose")
+
+        with pytest.raises(WorkError) as bare:
+            self.adapter().plain(work)
+        with pytest.raises(WorkError) as under:
+            self._run(lattice_world, lambda _: work())
+        assert under.value.args == bare.value.args
+        assert type(under.value) is type(bare.value)
+
+    def _run(self, world: World, work: Callable[[LatticeAgent], T], **changes: Any) -> T:
+        return self.adapter().run(world.settings(**changes), work)
+
+    @contextlib.contextmanager
+    def _program(self, world: World, mode: str) -> Iterator[_Program]:
+        with tempfile.TemporaryDirectory(prefix="contract-") as name:
+            program = _Program(self.adapter, world, mode, Path(name))
+            try:
+                yield program
+            finally:
+                program.process.kill()
+                program.process.communicate()
+
+    def _nothing_left(self, world: World, *seen: Seen) -> None:
+        assert seen, "the work did not run"
+        for one in seen:
+            _wait_until_gone(world, one.peer, one.engine)
+        wait_for("the SDK's thread to end", lambda: not _sdk_threads())
+
+    def _program_left_nothing(self, world: World, program: _Program, line: dict[str, Any]) -> None:
+        _wait_until_gone(world, line["peer"], line["engine"])
+        wait_for("its files to be removed", lambda: not list(program.temporary.iterdir()))
+
+
+class _Program:
+    """A running :mod:`lattice_sdk.testing.program`."""
+
+    def __init__(self, adapter: type[Adapter], world: World, mode: str, directory: Path) -> None:
+        self.temporary = directory / "tmp"
+        self.temporary.mkdir()
+        self.secrets = directory / "secrets.json"
+        self.told = ""
+        self._log = directory / "stderr"
+        token = directory / "token"
+        token.touch(0o600)
+        token.write_text(world.token)
+        command = [sys.executable, "-m", "lattice_sdk.testing.program"]
+        command += [f"{adapter.__module__}:{adapter.__qualname__}", mode]
+        self.process = subprocess.Popen(
+            command,
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(directory),
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                "TMPDIR": str(self.temporary),
+                "LATTICE_SERVER": world.server,
+                "LATTICE_TOKEN_FILE": str(token),
+                "LATTICE_TEST_SECRETS": str(self.secrets),
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if mode == "fail" else self._log.open("w"),
+            text=True,
+        )
+
+    def line(self) -> dict[str, Any]:
+        """The next JSON line of the program."""
+        if self.process.stdout is None:
+            raise RuntimeError("no output is captured")
+        for text in self.process.stdout:
+            self.told += text
+            with contextlib.suppress(ValueError):
+                found: dict[str, Any] = json.loads(text)
+                return found
+        raise AssertionError(f"the agent program ended without a line: {self.errors()}")
+
+    def errors(self) -> str:
+        """What it wrote to standard error."""
+        if self.process.stderr is not None:
+            return self.process.stderr.read()
+        return self._log.read_text()
+
+
+def look(world: World, agent: LatticeAgent) -> Seen:
+    """Use the network once."""
+    with agent.http_client() as http:
+        client = str(http.get(GRANTED_URL).raise_for_status().json()["client"])
+    known = agent.peer_id in world.peers() and agent.peer_id in world.gateway_peers()
+    return Seen(agent.peer_id, agent.overlay_ip, client, agent.engine_pid or 0, known)
+
+
+def wait_for(what: str, condition: Callable[[], object]) -> None:
+    """Poll until it is so.
+
+    Raises:
+        AssertionError: it is not so in time.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {PATIENCE:.0f} s: {what}")
+        time.sleep(0.01)
+
+
+def _wait_until_gone(world: World, peer: str, engine: int) -> None:
+    began = time.monotonic()
+    wait_for(f"{peer} to be gone", lambda: not world.knows(peer))
+    assert time.monotonic() - began < GONE_WITHIN
+    wait_for("the engine to end", lambda: not _alive(engine))
+
+
+def _sdk_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "lattice"]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            children = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+            for child in map(int, children):
+                found += [child, *_children(child)]
+    return found
+
+
+def _arguments(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+
+
+def _public(pid: int) -> str:
+    environment = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    return _arguments(pid) + environment

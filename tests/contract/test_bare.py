@@ -1,0 +1,65 @@
+"""``LatticeAgent`` itself, blocking and async, held to the contract."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from lattice_sdk import LatticeAgent
+from lattice_sdk.testing import Adapter, Capability
+from lattice_sdk.testing.contract import AdapterContract
+
+T = TypeVar("T")
+
+
+class Blocking(Adapter):
+    name = "bare, blocking"
+    capabilities = frozenset({Capability.HOLD, Capability.EXCEPTIONS})
+
+    def run(self, settings: Mapping[str, Any], work: Callable[[LatticeAgent], T]) -> T:
+        with LatticeAgent(**settings) as agent:
+            return work(agent)
+
+    def plain(self, work: Callable[[], T]) -> T:
+        return work()
+
+    def hold(self, settings: Mapping[str, Any]) -> tuple[object, Callable[[], LatticeAgent]]:
+        agent = LatticeAgent(**settings).open()
+        reference = weakref.ref(agent)
+
+        def get() -> LatticeAgent:
+            found = reference()
+            assert found is not None
+            return found
+
+        return agent, get
+
+
+class Async(Adapter):
+    name = "bare, async"
+    capabilities = frozenset({Capability.ASYNC, Capability.EXCEPTIONS})
+
+    def run(self, settings: Mapping[str, Any], work: Callable[[LatticeAgent], T]) -> T:
+        async def in_thread(agent: LatticeAgent) -> T:
+            return await asyncio.to_thread(work, agent)
+
+        return asyncio.run(self.arun(settings, in_thread))
+
+    async def arun(
+        self, settings: Mapping[str, Any], work: Callable[[LatticeAgent], Awaitable[T]]
+    ) -> T:
+        async with LatticeAgent(**settings) as agent:
+            return await work(agent)
+
+    def plain(self, work: Callable[[], T]) -> T:
+        return asyncio.run(asyncio.to_thread(work))
+
+
+class TestBlocking(AdapterContract):
+    adapter = Blocking
+
+
+class TestAsync(AdapterContract):
+    adapter = Async
