@@ -73,5 +73,9 @@ def _request(fields: dict[str, Any]) -> EnrollRequest:
         code = "invalid_ttl" if any(item["loc"][:1] == ("ttl",) for item in items) else None
         raise InvalidRequest(wrong, code=code, hint="Nothing was sent") from None
     except ValueError as error:
-        raise InvalidRequest(f"ttl: {error}", code="invalid_ttl") from None
+        raise InvalidRequest(
+            f"ttl: {error}",
+            code="invalid_ttl",
+            hint='Give a duration like "90s" or "1h", or a timedelta',
+        ) from None
     return request

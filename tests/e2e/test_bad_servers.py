@@ -1,0 +1,212 @@
+"""Control planes that are not there, are something else, are slow, or disagree about the time."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from conftest import World
+from lattice_sdk import LatticeAgent, LatticeError
+from lattice_sdk.errors import (
+    AuthenticationFailed,
+    ConfigurationError,
+    InvalidRequest,
+    NotPermitted,
+    ServerUnreachable,
+    UnexpectedAnswer,
+)
+from support.waiting import wait_for
+
+TOKEN = "lt-a-secret-that-nobody-prints"
+
+
+@contextmanager
+def answering(respond: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """A server of somebody else's; the URL it has."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            respond(self)
+
+        do_GET = do_DELETE = do_POST  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def send(handler: BaseHTTPRequestHandler, status: int, kind: str, body: bytes) -> None:
+    handler.send_response(status)
+    handler.send_header("Content-Type", kind)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def failure(server: str, **settings: Any) -> LatticeError:
+    """What opening an agent at this server raises; nothing of it is left."""
+    with pytest.raises(LatticeError) as raised:
+        LatticeAgent(**{"server": server, "token": TOKEN, "timeout": 3, **settings}).open()
+    wait_for(
+        "the SDK's thread to end",
+        lambda: "lattice" not in {thread.name for thread in threading.enumerate()},
+    )
+    error = raised.value
+    assert TOKEN not in f"{error}{error!r}"
+    assert error.hint, "it does not say what to do"
+    return error
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def test_unreachable_server_is_named_with_what_to_do() -> None:
+    url = f"http://127.0.0.1:{closed_port()}"
+    error = failure(url)
+    assert isinstance(error, ServerUnreachable)
+    assert url in str(error)
+
+
+def test_name_that_does_not_resolve_is_unreachable() -> None:
+    assert isinstance(failure("http://no-such-host.invalid"), ServerUnreachable)
+
+
+@pytest.mark.parametrize("status", [200, 201, 404, 502])
+def test_server_answering_html_is_recognised(status: int) -> None:
+    page = b"<html><body><h1>Welcome to nginx</h1></body></html>"
+    with answering(lambda handler: send(handler, status, "text/html", page)) as url:
+        error = failure(url)
+    assert isinstance(error, LatticeError)
+    assert "html" in str(error).lower() or str(status) in str(error)
+    assert "<h1>" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"null", b"[]", b"{}", b'{"peerId": 7}', b"{" * 100, b"\xff\xfe"]
+)
+def test_answer_that_is_no_identity_is_recognised(body: bytes) -> None:
+    with answering(lambda handler: send(handler, 201, "application/json", body)) as url:
+        assert isinstance(failure(url), UnexpectedAnswer)
+
+
+def test_slow_server_is_given_up_within_the_timeout() -> None:
+    release = threading.Event()
+    with answering(lambda _: release.wait(30) and None) as url:
+        started = time.monotonic()
+        error = failure(url, timeout=1)
+        took = time.monotonic() - started
+        release.set()
+    assert isinstance(error, ServerUnreachable)
+    assert took < 10  # one second, what is left of the attempt, and a loaded machine
+
+
+def test_server_that_drips_is_given_up_within_the_timeout() -> None:
+    ended = threading.Event()
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(201)
+        handler.send_header("Content-Length", "100000")
+        handler.end_headers()
+        while not ended.wait(0.05):
+            handler.wfile.write(b" ")
+
+    with answering(drip) as url:
+        started = time.monotonic()
+        failure(url, timeout=1)
+        took = time.monotonic() - started
+        ended.set()
+    assert took < 10
+
+
+def test_server_that_hangs_up_is_said_to_do_so() -> None:
+    def hang_up(handler: BaseHTTPRequestHandler) -> None:
+        handler.connection.shutdown(socket.SHUT_RDWR)
+        handler.close_connection = True
+
+    with answering(hang_up) as url:
+        assert "disconnected" in str(failure(url))
+
+
+def test_endless_answer_is_not_read_to_the_end() -> None:
+    def flood(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(201)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        handler.close_connection = True
+        try:
+            while True:
+                handler.wfile.write(b" " * 65536)
+        except OSError:
+            return
+
+    with answering(flood) as url:
+        started = time.monotonic()
+        failure(url, timeout=2)
+        assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"token": TOKEN}, AuthenticationFailed),
+        ({"workspace_id": "another"}, (NotPermitted, InvalidRequest)),
+        ({"policy_preset": "omnipotent"}, (NotPermitted, InvalidRequest)),
+        ({"ttl": "1000000h"}, (NotPermitted, InvalidRequest)),
+        ({"ttl": "1x"}, (ConfigurationError, InvalidRequest)),
+        ({"ttl": "0s"}, (ConfigurationError, InvalidRequest)),
+        ({"ttl": timedelta(seconds=-1)}, (ConfigurationError, InvalidRequest)),
+        ({"agent_name": "x" * 1000}, (ConfigurationError, InvalidRequest)),
+        ({"server": "ftp://example"}, ConfigurationError),
+        ({"server": "not a url"}, ConfigurationError),
+        ({"backend": "none-such"}, LatticeError),
+    ],
+)
+def test_refused_enrollment_says_why(
+    world: World, settings: dict[str, Any], kind: type[LatticeError]
+) -> None:
+    path = f"/api/v1/peers?workspaceId={world.fabric.workspace}"
+    before = {peer["peerId"] for peer in world.fabric.request("GET", path)["items"]}
+    # The world's connectors live in this process, so its thread stays.
+    with pytest.raises(kind) as raised:
+        world.agent(**settings).open()
+    assert raised.value.hint
+    assert world.fabric.workspace_token not in str(raised.value)
+    assert TOKEN not in str(raised.value)
+    after = {peer["peerId"] for peer in world.fabric.request("GET", path)["items"]}
+    assert after <= before
+
+
+def test_revoked_and_expired_tokens_are_told_from_unknown_ones(world: World) -> None:
+    body = {"kind": "workspace", "workspaceId": world.fabric.workspace}
+    made = world.fabric.request("POST", "/api/v1/tokens", body)
+    world.fabric.request("DELETE", f"/api/v1/tokens/{made['id']}")
+    with pytest.raises(AuthenticationFailed, match="revoked"):
+        world.agent(token=made["token"]).open()
+    short = world.fabric.request("POST", "/api/v1/tokens", {**body, "expiresIn": "1s"})
+    time.sleep(1.1)  # the token's own life, which no condition tells
+    with pytest.raises(AuthenticationFailed, match="expired"):
+        world.agent(token=short["token"]).open()
