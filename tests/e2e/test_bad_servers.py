@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 import pytest
 
 from conftest import World
@@ -29,14 +32,14 @@ TOKEN = "lt-a-secret-that-nobody-prints"
 
 
 @contextmanager
-def answering(respond: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+def answering(respond: Callable[[Any], None]) -> Iterator[str]:
     """A server of somebody else's; the URL it has."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             respond(self)
 
         do_GET = do_DELETE = do_POST  # noqa: N815
@@ -210,3 +213,63 @@ def test_revoked_and_expired_tokens_are_told_from_unknown_ones(world: World) -> 
     time.sleep(1.1)  # the token's own life, which no condition tells
     with pytest.raises(AuthenticationFailed, match="expired"):
         world.agent(token=short["token"]).open()
+
+
+@contextmanager
+def other_clock(url: str, shift: timedelta) -> Iterator[str]:
+    """The real control plane as seen by somebody whose clock is wrong by ``shift``."""
+    stamp = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+    def shifted(found: re.Match[str]) -> str:
+        moved = datetime.fromisoformat(found[0]) + shift
+        return moved.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    def forward(handler: Any) -> None:
+        answer = httpx.request(
+            handler.command,
+            url + handler.path,
+            content=handler.body,
+            headers={
+                name: value
+                for name, value in handler.headers.items()
+                if name.lower() in ("authorization", "content-type")
+            },
+        )
+        body = stamp.sub(shifted, answer.text).encode()
+        date = parsedate_to_datetime(answer.headers["Date"]) + shift
+        handler.send_response_only(answer.status_code)
+        handler.send_header("Date", format_datetime(date, usegmt=True))
+        handler.send_header("Lattice-Time", stamp.sub(shifted, answer.headers["Lattice-Time"]))
+        handler.send_header("Content-Type", answer.headers.get("Content-Type", ""))
+        handler.send_header("Content-Length", str(len(body)))
+        handler.send_header("Connection", "close")  # so that its end is the end of all calls
+        handler.end_headers()
+        handler.close_connection = True
+        handler.wfile.write(body)
+
+    with answering(forward) as front:
+        yield front
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_clock_that_is_wrong_by_a_day_does_no_harm(world: World, days: int) -> None:
+    with other_clock(world.fabric.url, timedelta(days=days)) as front:
+        with world.agent(server=front, ttl="2s") as agent, agent.http_client() as http:
+            assert 0 < agent.remaining <= 2.05
+            first = agent.expires_at
+            wait_for("two renewals", lambda: (agent.expires_at - first).total_seconds() > 2)
+            assert http.get("http://github-tools.lattice/").status_code == 200
+            assert 0 < agent.remaining <= 2.05
+            peer = agent.peer_id
+        path = f"/api/v1/peers?workspaceId={world.fabric.workspace}"
+        assert peer not in {p["peerId"] for p in world.fabric.request("GET", path)["items"]}
+
+
+def test_identity_ends_on_time_by_a_clock_that_is_wrong_by_a_day(world: World) -> None:
+    """Renewals fail from the start; what counts is the time that passes."""
+    with other_clock(world.fabric.url, timedelta(days=1)) as front:
+        agent = world.agent(server=front, ttl="2s").open()
+    granted = time.monotonic()
+    wait_for("the identity to expire", lambda: agent.state == "expired")
+    assert 0.5 < time.monotonic() - granted < 3
+    agent.close()
