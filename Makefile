@@ -5,7 +5,7 @@ STATICCHECK := v0.8.2
 # The race detector needs a C compiler; without one the tests run all the same.
 GO_RACE := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: help setup demo test lint format wheels lock clean
+.PHONY: help setup demo test lint format docs wheels lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -22,16 +22,19 @@ test: setup ## every Python and Go test
 	$(BIN)/pytest
 
 lint: setup ## formatting, ruff, mypy (strict), gofmt, go vet, staticcheck
-	$(BIN)/ruff format --check conftest.py packages tests benchmarks
-	$(BIN)/ruff check conftest.py packages tests benchmarks
+	$(BIN)/ruff format --check conftest.py packages scripts tests benchmarks
+	$(BIN)/ruff check conftest.py packages scripts tests benchmarks
 	$(BIN)/mypy packages/*/src
 	cd packages/engine && GO=$$(../../scripts/bootstrap.sh go) && \
 		test -z "$$($$(dirname $$GO)/gofmt -l cmd internal 2>&1 | tee /dev/stderr)" && \
 		$$GO vet ./... && $$GO run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
 
 format: setup ## rewrite the files as the linters want them
-	$(BIN)/ruff format conftest.py packages tests benchmarks
-	$(BIN)/ruff check --fix conftest.py packages tests benchmarks
+	$(BIN)/ruff format conftest.py packages scripts tests benchmarks
+	$(BIN)/ruff check --fix conftest.py packages scripts tests benchmarks
+
+docs: setup ## write docs/cli.md from the commands
+	$(BIN)/python scripts/cli_reference.py > docs/cli.md
 
 wheels: setup ## the seven wheels into dist/, the engine's with its binary
 	@rm -rf dist && LATTICE_GO=$$(./scripts/bootstrap.sh go) && export LATTICE_GO && \

@@ -69,7 +69,10 @@ def _request(fields: dict[str, Any]) -> EnrollRequest:
             )
     except ValidationError as error:
         items = error.errors(include_input=False, include_context=False, include_url=False)
-        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in items)
+        wrong = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}"
+            for item in items
+        )
         code = "invalid_ttl" if any(item["loc"][:1] == ("ttl",) for item in items) else None
         raise InvalidRequest(wrong, code=code, hint="Nothing was sent") from None
     except ValueError as error:
