@@ -1,1 +1,5 @@
-"""Network identity over the lifespan of a LangGraph StateGraph."""
+"""A network identity for LangGraph graphs."""
+
+from lattice_langgraph.adapter import IdentifiedGraph, bind, current_agent, lattice_lifespan
+
+__all__ = ["IdentifiedGraph", "bind", "current_agent", "lattice_lifespan"]
