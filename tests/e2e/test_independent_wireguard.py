@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from conftest import World
+from lattice_sdk.testing import World, start_world
 from support.netns import NetworkNamespace
 from support.waiting import wait_for
 
@@ -29,11 +29,15 @@ def namespace() -> Iterator[NetworkNamespace]:
 
 
 @pytest.fixture
-def world_inside(namespace: NetworkNamespace, make_world: Callable[..., Any]) -> Iterator[World]:
-    """The whole fabric in the namespace, so that nothing touches the machine's own network."""
-    context = make_world()
-    yield namespace.run(context.__enter__)
-    namespace.run(context.__exit__, None, None, None)
+def world_inside(namespace: NetworkNamespace) -> Iterator[World]:
+    """The whole fabric in the namespace, so that nothing touches the machine's own network.
+
+    All of it in processes of its own: the SDK's thread of this process may live outside.
+    """
+    with tempfile.TemporaryDirectory(prefix="inside-") as directory:
+        context = start_world(Path(directory))
+        yield namespace.run(context.__enter__)
+        namespace.run(context.__exit__, None, None, None)
 
 
 def test_published_curl_body_works_with_wireguard_go(
@@ -42,17 +46,17 @@ def test_published_curl_body_works_with_wireguard_go(
     body = {
         "agentName": "code-executor-001",
         "agentType": "code-executor",
-        "workspaceId": world_inside.fabric.workspace,
+        "workspaceId": world_inside.workspace,
         "ttl": "1h",
         "policyPreset": "sandboxed",
     }
     header = tmp_path / "header"
-    header.write_text(f"Authorization: Bearer {world_inside.fabric.workspace_token}\n")
+    header.write_text(f"Authorization: Bearer {world_inside.token}\n")
     answer = json.loads(
         namespace.command(
             *("curl", "-sS", "--fail-with-body", "-X", "POST", "-H", f"@{header}"),
             *("-H", "Content-Type: application/json", "-d", json.dumps(body)),
-            f"{world_inside.fabric.url}/api/v1/agent-enroll",
+            f"{world_inside.server}/api/v1/agent-enroll",
         )
     )
     assert list(answer)[:5] == [
