@@ -48,7 +48,8 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(found), f"{page.name} links to {target}"
 
 
-PYTHON = [(page, block) for page in ("sdk.md", "backends.md") for block in blocks(page, "python")]
+RUN = ("sdk.md", "backends.md", "adapters.md")
+PYTHON = [(page, block) for page in RUN for block in blocks(page, "python")]
 
 
 @pytest.mark.parametrize(("page", "block"), PYTHON, ids=[page for page, _ in PYTHON])
