@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lattice_server.demo.story import Outcome
+from lattice_server.demo.outcome import Outcome
 from lattice_server.demo.view import JsonView, TextView
 from support.waiting import processes_mentioning, wait_for
 

@@ -39,7 +39,7 @@ def demo(
     if importlib.util.find_spec("langgraph") is None:
         _refuse("the demo runs a LangGraph graph, and langgraph is not installed; "
                 "run: pip install 'lattice-server[demo]'")  # fmt: skip
-    from lattice_server.demo.story import Story
+    from lattice_server.demo.story import TEMPORARY, Story
     from lattice_server.demo.view import JsonView, TextView, shown
 
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -48,7 +48,7 @@ def demo(
         directory = Path(tempfile.mkdtemp(prefix="lattice-demo-"))
     except OSError as error:
         _refuse(f"cannot make a temporary directory: {error}; set TMPDIR to one that is writable")
-    temporary = directory / "tmp"
+    temporary = directory / TEMPORARY
     temporary.mkdir(0o700)
     # What the parts make goes there as well, so that "no file is left" covers it.
     os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)

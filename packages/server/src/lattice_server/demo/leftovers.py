@@ -25,6 +25,7 @@ class Footprint:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._namespaces: set[str] = set()
+        self._had = _own_descriptors("socket:")
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "cannot become the reaper of what is left running")
@@ -38,9 +39,19 @@ class Footprint:
                 self._namespaces.add(str(namespace))
         return len(self._namespaces)
 
+    def commands(self) -> list[str]:
+        """Command lines of all processes that descend from this one."""
+        return [_command(pid) for pid in _descendants()]
+
     def found(self) -> list[str]:
         """All that is there now; empty when nothing is."""
-        return [*self._processes(), *self._held_namespaces(), *self._sockets(), *self._files()]
+        return [
+            *self._processes(),
+            *self._held_namespaces(),
+            *self._sockets(),
+            *self._own_sockets(),
+            *self._files(),
+        ]
 
     def _processes(self) -> list[str]:
         found = []
@@ -65,10 +76,18 @@ class Footprint:
         below = f"{self.directory}/"
         return [f"socket {path[0]}" for path in paths if path and path[0].startswith(below)]
 
+    def _own_sockets(self) -> list[str]:
+        now = _own_descriptors("socket:")
+        return [f"socket {name} of this process" for name in sorted(now - self._had)]
+
+    def files(self, below: str) -> list[str]:
+        """What is in a directory of the run's."""
+        return [f"file {path}" for path in (self.directory / below).rglob("*")]
+
     def _files(self) -> list[str]:
         if not self.directory.exists():
             return []
-        return [f"file {path}" for path in (self.directory, *self.directory.rglob("*"))]
+        return [f"file {self.directory}", *self.files(".")]
 
 
 def _descendants() -> list[int]:
@@ -82,6 +101,16 @@ def _descendants() -> list[int]:
                 children = Path(f"/proc/{parent}/task/{task}/children").read_text().split()
                 left += map(int, children)
                 found += map(int, children)
+    return found
+
+
+def _own_descriptors(kind: str) -> set[str]:
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one that listed them is gone
+            name = os.readlink(f"/proc/self/fd/{number}")
+            if name.startswith(kind):
+                found.add(name)
     return found
 
 

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
-from lattice_engine import EngineError, EngineProcess
+from lattice_engine import EngineClient, EngineError, EngineProcess
 from lattice_sdk import LatticeAgent, LatticeError, ServiceConnector
 from lattice_sdk.testing.tools import ToolService
 from lattice_server.demo.bare import open_bare_tunnel
 from lattice_server.demo.download import Download
 from lattice_server.demo.graph import Attempt, build_graph
 from lattice_server.demo.leftovers import Footprint
+from lattice_server.demo.outcome import Outcome, UnexpectedError, expect
+from lattice_server.demo.victim import running_victim
 from lattice_server.fabric import Fabric, FabricError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from lattice_server.demo.view import View
 
-__all__ = ["Outcome", "Story"]
+__all__ = ["TEMPORARY", "Story"]
 
 T = TypeVar("T")
 TOOLS = ("github-tools", "search", "payroll")
@@ -40,35 +36,12 @@ STREAM = "http://github-tools.lattice/stream"
 # Link-local, where clouds hand out the credentials of the machine; nothing overlay about it.
 METADATA = "http://169.254.169.254/latest/meta-data/"
 OUTSIDE = "http://attacker.example/collect"
+TEMPORARY = "tmp"  # below the run's directory
 SHORT_TTL = "3s"
 REFUSED_WITHIN = 2.0  # seconds; a refusal, not a TCP timeout
 CUT_WITHIN = 0.25  # seconds, after DELETE and around expiry
 REMOVED_WITHIN = 2.0  # seconds, after SIGKILL
 PATIENCE = 20.0  # seconds for what has no bound of its own
-
-
-class UnexpectedError(Exception):
-    """A step did not show what it claims."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a step showed.
-
-    Attributes:
-        name: of the step, stable.
-        claim: what it was to show.
-        ok: whether it did.
-        shown: what was seen, or what went wrong.
-        figures: measured values; the unit is in the name.
-    """
-
-    name: str
-    claim: str
-    ok: bool
-    shown: str
-    figures: Mapping[str, float] = field(default_factory=dict)
-
 
 Shown = tuple[str, dict[str, float]]
 
@@ -145,7 +118,7 @@ class Story:
             self._addresses[name] = self._parts.enter_context(connector).overlay_ip
         took = time.monotonic() - started
         namespaces = self._footprint.remember_namespaces()
-        _expect(namespaces == 1, f"the gateway should live in one namespace, not {namespaces}")
+        expect(namespaces == 1, f"the gateway should live in one namespace, not {namespaces}")
         return (
             f"up in {took:.1f} s as user {_user()} (uid {os.getuid()}); the gateway lives in a "
             "network namespace of its own",
@@ -197,9 +170,9 @@ class Story:
         }
         for step in ("search", "report"):
             answer = self._attempts[step]["answer"]
-            _expect(answer is not None, f"{step} got no answer: {self._attempts[step]['error']}")
+            expect(answer is not None, f"{step} got no answer: {self._attempts[step]['error']}")
             client = (answer or {}).get("client")
-            _expect(
+            expect(
                 client == self._worker.overlay_ip,
                 f"the tool saw {client!r} as its client, not {self._worker.overlay_ip}",
             )
@@ -222,12 +195,13 @@ class Story:
 
     def _refusal(self, step: str) -> Shown:
         attempt = self._attempts[step]
-        _expect(attempt["answer"] is None, f"{attempt['url']} answered")
-        _expect(
+        expect(attempt["answer"] is None, f"{attempt['url']} answered")
+        expect(
             attempt["seconds"] < REFUSED_WITHIN,
             f"{attempt['url']} was refused after {attempt['seconds']:.1f} s only",
         )
-        _expect("sandboxed" in attempt["error"], f"the refusal names no preset: {attempt['error']}")
+        for word in ("sandboxed", httpx.URL(attempt["url"]).host):
+            expect(word in attempt["error"], f"the refusal names no {word}: {attempt['error']}")
         return (
             f"{attempt['error']} ({attempt['seconds'] * 1000:.0f} ms)",
             {"refused_ms": attempt["seconds"] * 1000},
@@ -253,8 +227,11 @@ class Story:
             )
             return self._work.last_byte > self._first_end + 0.5
 
+        before = self._worker.peer_id, self._worker.overlay_ip
         self._wait("the download to go on after the first life", beyond)
-        _expect(self._worker.expires_at > self._first_expiry, "the identity was not renewed")
+        expect(self._worker.expires_at > self._first_expiry, "the identity was not renewed")
+        now = self._worker.peer_id, self._worker.overlay_ip
+        expect(now == before, f"{before} has become {now}")
         lived = time.monotonic() - self._lived_since
         self._worker.close()
         return (
@@ -265,6 +242,8 @@ class Story:
     def _deleted(self) -> Shown:
         with self._agent("stopped") as agent:
             download = Download(STREAM, agent.proxy_env())
+            ready = time.monotonic()
+            self._wait("the download to run", lambda: download.last_byte > ready)
             sent = time.monotonic()
             httpx.delete(
                 f"{self._fabric.url}/api/v1/peers/{agent.peer_id}",
@@ -274,48 +253,27 @@ class Story:
             ).raise_for_status()
             self._wait("the download to stop", lambda: download.stopped)
             after = download.last_byte - sent
-        _expect(after < CUT_WITHIN, f"the download went on for {after * 1000:.0f} ms")
+        expect(
+            abs(after) < CUT_WITHIN, f"its last byte came {after * 1000:+.0f} ms from the request"
+        )
         return f"its last byte came {after * 1000:.0f} ms after the request", {"ms": after * 1000}
 
     def _killed(self) -> Shown:
-        with self._victim() as (victim, peer):
-            known = self._peers()
-            _expect(peer in known, f"{peer} is not at the control plane")
+        with running_victim(self._fabric, self._directory) as (victim, peer):
+            expect(peer in self._peers(), f"{peer} is not at the control plane")
+            expect(peer in self._gateway_peers(), f"{peer} is not at the gateway")
             victim.kill()
             killed = time.monotonic()
-            self._wait("the peer to be removed", lambda: peer not in self._peers())
+            self._wait(
+                "the peer to be removed",
+                lambda: peer not in self._peers() | self._gateway_peers(),
+            )
             after = time.monotonic() - killed
-        _expect(after < REMOVED_WITHIN, f"{peer} was removed after {after:.1f} s only")
+        expect(after < REMOVED_WITHIN, f"{peer} was removed after {after:.1f} s only")
         return (
             f"{peer} was removed {after * 1000:.0f} ms after the kill, by its engine",
             {"ms": after * 1000},
         )
-
-    @contextmanager
-    def _victim(self) -> Iterator[tuple[subprocess.Popen[str], str]]:
-        token = self._directory / "victim.token"
-        token.touch(0o600)
-        token.write_text(self._fabric.workspace_token)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lattice_server.demo.victim"],
-            env={
-                **{name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ},
-                "LATTICE_SERVER": self._fabric.url,
-                "LATTICE_TOKEN_FILE": str(token),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            line = process.stdout.readline() if process.stdout else ""
-            if not line:
-                why = process.communicate()[1][-500:]
-                raise UnexpectedError(f"the agent program did not start: {why}")
-            yield process, str(json.loads(line)["peerId"])
-        finally:
-            process.kill()
-            process.communicate()
 
     def _expired(self) -> Shown:
         engine = EngineProcess.start_netstack()
@@ -334,15 +292,17 @@ class Story:
             return left < 0 and download.stopped
 
         self._wait("the download to stop", over)
+        alive = [line for line in self._footprint.commands() if "lattice_server.cli" in line]
+        expect(not alive, f"not dead: {'; '.join(alive)}")
         engine.close()
         early = download.last_byte - tunnel.deadline
-        _expect(
+        expect(
             abs(early) < CUT_WITHIN,
             f"the last byte came {early * 1000:+.0f} ms from its expiry",
         )
         self._fabric.start_server()
         self._fabric.start_gateway_daemon()
-        _expect(tunnel.peer_id not in self._peers(), f"{tunnel.peer_id} came back")
+        expect(tunnel.peer_id not in self._peers(), f"{tunnel.peer_id} came back")
         return (
             f"control plane and gateway daemon were killed; the last byte came {early * 1000:+.0f} "
             "ms from expiresAt. Both were started again: it stays gone",
@@ -351,9 +311,12 @@ class Story:
 
     def _nothing_left(self) -> Shown:
         url = self._fabric.url
+        self._parts.close()
+        # What the parts make for themselves they remove themselves; the rest is the demo's.
+        left = self._footprint.files(TEMPORARY)
         self._end()
-        left = self._footprint.found()
-        _expect(not left, f"left: {'; '.join(left)}")
+        left += self._footprint.found()
+        expect(not left, f"left: {'; '.join(left)}")
         try:
             httpx.get(f"{url}/healthz", timeout=2, trust_env=False)
         except httpx.ConnectError:
@@ -363,6 +326,10 @@ class Story:
     def _peers(self) -> set[str]:
         path = f"/api/v1/peers?workspaceId={self._fabric.workspace}"
         return {str(peer["peerId"]) for peer in self._fabric.request("GET", path)["items"]}
+
+    def _gateway_peers(self) -> set[str]:
+        with closing(EngineClient(self._fabric.gateway_control)) as gateway:
+            return {str(peer["id"]) for peer in gateway.peers()}
 
     def _wait(self, what: str, condition: Callable[[], T]) -> T:
         deadline = time.monotonic() + PATIENCE
@@ -375,11 +342,6 @@ class Story:
     def _end(self) -> None:
         self._parts.close()
         shutil.rmtree(self._directory, ignore_errors=True)
-
-
-def _expect(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise UnexpectedError(otherwise)
 
 
 def _user() -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from lattice_server.demo.story import Outcome
+    from lattice_server.demo.outcome import Outcome
 
 __all__ = ["JsonView", "TextView", "View"]
 
