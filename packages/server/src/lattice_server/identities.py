@@ -6,6 +6,7 @@ not get it in time the change is taken back, so that a refused call leaves nothi
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,18 @@ SERVICE_PRESET = "service"
 
 
 async def enroll(
-    control: ControlPlane, principal: Principal, request: EnrollRequest
+    control: ControlPlane,
+    principal: Principal,
+    request: EnrollRequest,
+    abandoned: Callable[[], Awaitable[bool]] | None = None,
 ) -> dict[str, Any]:
     """Make an identity, or take the one up again that has this key.
+
+    Args:
+        control: the control plane.
+        principal: whose token it is.
+        request: what is asked for.
+        abandoned: whether the caller has gone; an identity that nobody hears of is taken back.
 
     Raises:
         ApiProblem: as the token, the request, the address pool or the gateway demand.
@@ -80,7 +90,7 @@ async def enroll(
             await control.reload_addresses()
             if attempt == 2:
                 raise
-    await wait_or_undo(control, done, token)
+    await wait_or_undo(control, done, token, abandoned)
     control.metrics.enrollments.inc()
     return identity_answer(
         control.settings, gateway, done.peer, secret, private, done.object, done.services

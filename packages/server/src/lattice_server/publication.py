@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ from lattice_server.store.records import PeerRecord, ServiceRecord, TokenRecord
 
 if TYPE_CHECKING:
     from lattice_server.control import ControlPlane
+
+log = logging.getLogger("lattice.enrollment")
 
 
 @dataclass
@@ -61,13 +64,20 @@ async def publish(
     return done
 
 
-async def wait_or_undo(control: ControlPlane, done: Publication, token: TokenRecord | None) -> None:
+async def wait_or_undo(
+    control: ControlPlane,
+    done: Publication,
+    token: TokenRecord | None,
+    abandoned: Callable[[], Awaitable[bool]] | None = None,
+) -> None:
     """Return once the gateway has the change, or take it back.
 
     Args:
         control: the control plane.
         done: what was committed.
         token: the token of which a use was counted, to give it back.
+        abandoned: whether the caller has gone meanwhile, so that nobody hears the answer; the
+            change is then taken back as well.
 
     Raises:
         ApiProblem: ``gateway_unavailable`` when it was taken back.
@@ -84,6 +94,9 @@ async def wait_or_undo(control: ControlPlane, done: Publication, token: TokenRec
             f"the gateway did not take up the change within {seconds:g} s, so it was undone; "
             "try again"
         )
+    if abandoned is not None and await abandoned():
+        log.info("%s was not waited for and is taken back", done.peer.id)
+        await _finish(_undo(control, done, token))
 
 
 async def _finish(work: Awaitable[None]) -> None:

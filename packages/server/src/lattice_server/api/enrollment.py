@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Path, Query
+from fastapi import APIRouter, Body, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy import select
 
@@ -41,6 +41,7 @@ _ENROLL_EXAMPLE = {
     responses={201: {"model": EnrollResponse}, **problems(400, 401, 403, 404, 413, 422, 503)},
 )
 async def enroll(
+    request: Request,
     control: Control,
     body: Annotated[
         EnrollRequest, Body(openapi_examples={"published": {"value": _ENROLL_EXAMPLE}})
@@ -49,11 +50,12 @@ async def enroll(
 ) -> Response:
     """Give an agent its identity. Bearer: a workspace token.
 
-    Answered once the gateway has the peer. The same ``publicKey`` with the same request is the same
-    identity: its id and address, and a new enrollment token that replaces the one before.
+    Answered once the gateway has the peer; for a caller that has hung up by then it is taken back.
+    The same ``publicKey`` with the same request is the same identity: its id and address, and a new
+    enrollment token that replaces the one before.
     """
     principal = await authenticate(control, authorization, "workspace", spent=True)
-    answer = await identities.enroll(control, principal, body)
+    answer = await identities.enroll(control, principal, body, request.is_disconnected)
     return JSONResponse(answer, status_code=201, headers=_NO_STORE)
 
 
