@@ -8,8 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"time"
-
-	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 )
 
 const maxDatagram = 65535
@@ -19,7 +17,7 @@ const maxDatagram = 65535
 type association struct {
 	tunnel *Tunnel
 	local  *net.UDPConn
-	remote *gonet.UDPConn
+	remote net.PacketConn
 	ended  chan struct{}
 	client netip.AddrPort // who may use it; the port is that of the first datagram where the request left it open
 }

@@ -11,8 +11,6 @@ import (
 	"strconv"
 	"sync"
 	"time"
-
-	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 )
 
 const (
@@ -166,7 +164,7 @@ func (f *forward) Close() error {
 	return nil
 }
 
-func (f *forward) serveTCP(listener *gonet.TCPListener) {
+func (f *forward) serveTCP(listener net.Listener) {
 	for {
 		connection, err := listener.Accept()
 		if err != nil {
@@ -202,7 +200,7 @@ func (f *forward) carry(client net.Conn) {
 			return
 		}
 	}
-	relay(client.(*gonet.TCPConn), target.(*net.TCPConn))
+	relay(client, target)
 }
 
 func proxyLine(client net.Conn) string {
@@ -219,7 +217,7 @@ func proxyLine(client net.Conn) string {
 }
 
 // serveUDP keeps one socket towards the target for each source, so that answers find their way back.
-func (f *forward) serveUDP(socket *gonet.UDPConn) {
+func (f *forward) serveUDP(socket net.PacketConn) {
 	var mu sync.Mutex
 	sessions := map[string]net.Conn{}
 	packet := make([]byte, maxDatagram)
@@ -265,7 +263,7 @@ func (f *forward) serveUDP(socket *gonet.UDPConn) {
 	}
 }
 
-func (f *forward) answers(socket *gonet.UDPConn, source net.Addr, target net.Conn) {
+func (f *forward) answers(socket net.PacketConn, source net.Addr, target net.Conn) {
 	packet := make([]byte, maxDatagram)
 	for {
 		size, err := target.Read(packet)

@@ -38,7 +38,7 @@ const (
 	bufferMaximum = 1 << 20
 )
 
-// overlay is a network stack whose only link is the WireGuard device. It is not the one that comes with
+// overlay is gVisor's network stack, whose only link is the WireGuard device. It is not the one that comes with
 // wireguard-go: that one closes a channel which connections may still be sending on.
 type overlay struct {
 	link   *channel.Endpoint
@@ -69,6 +69,9 @@ func newOverlay(addresses []netip.Addr, mtu int) (*overlay, error) {
 	return o, nil
 }
 
+func (o *overlay) device() tun.Device { return o }
+func (o *overlay) close()             { _ = o.Close() }
+
 func (o *overlay) configure(addresses []netip.Addr) error {
 	// gVisor's RACK, its default, stalls for many seconds once a burst has overrun the socket's buffer;
 	// recovery by SACK alone goes on at once.
@@ -85,7 +88,7 @@ func (o *overlay) configure(addresses []netip.Addr) error {
 		return fmt.Errorf("the network stack refuses its link: %s", err)
 	}
 	for _, address := range addresses {
-		full := tcpip.ProtocolAddress{Protocol: network(address), AddressWithPrefix: tcpip.AddrFromSlice(address.AsSlice()).WithPrefix()}
+		full := tcpip.ProtocolAddress{Protocol: protocolOf(address), AddressWithPrefix: tcpip.AddrFromSlice(address.AsSlice()).WithPrefix()}
 		if err := o.stack.AddProtocolAddress(nicID, full, stack.AddressProperties{}); err != nil {
 			return fmt.Errorf("the network stack refuses the address %s: %s", address, err)
 		}
@@ -96,7 +99,7 @@ func (o *overlay) configure(addresses []netip.Addr) error {
 	return nil
 }
 
-func network(address netip.Addr) tcpip.NetworkProtocolNumber {
+func protocolOf(address netip.Addr) tcpip.NetworkProtocolNumber {
 	if address.Is4() {
 		return ipv4.ProtocolNumber
 	}
@@ -107,13 +110,17 @@ func full(address netip.AddrPort) tcpip.FullAddress {
 	return tcpip.FullAddress{NIC: nicID, Addr: tcpip.AddrFromSlice(address.Addr().AsSlice()), Port: address.Port()}
 }
 
-func (o *overlay) dialTCP(ctx context.Context, to netip.AddrPort) (*gonet.TCPConn, error) {
-	return gonet.DialContextTCP(ctx, o.stack, full(to), network(to.Addr()))
+func (o *overlay) dialTCP(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	connection, err := gonet.DialContextTCP(ctx, o.stack, full(to), protocolOf(to.Addr()))
+	if err != nil {
+		return nil, err // not the nil *TCPConn, which would be an interface that is not nil
+	}
+	return connection, nil
 }
 
-func (o *overlay) listenTCP(at netip.AddrPort) (*gonet.TCPListener, error) {
+func (o *overlay) listenTCP(at netip.AddrPort) (net.Listener, error) {
 	queue := &waiter.Queue{}
-	endpoint, problem := o.stack.NewEndpoint(tcp.ProtocolNumber, network(at.Addr()), queue)
+	endpoint, problem := o.stack.NewEndpoint(tcp.ProtocolNumber, protocolOf(at.Addr()), queue)
 	if problem == nil {
 		if problem = endpoint.Bind(full(at)); problem == nil {
 			problem = endpoint.Listen(listenBacklog)
@@ -126,11 +133,9 @@ func (o *overlay) listenTCP(at netip.AddrPort) (*gonet.TCPListener, error) {
 	return nil, fmt.Errorf("cannot listen on tcp %s: %s", at, problem)
 }
 
-// openUDP opens an unconnected socket. refused is called for each datagram that a router or the
-// destination sent back.
-func (o *overlay) openUDP(at netip.AddrPort, refused func()) (*gonet.UDPConn, error) {
+func (o *overlay) openUDP(at netip.AddrPort, refused func()) (net.PacketConn, error) {
 	queue := &waiter.Queue{}
-	endpoint, problem := o.stack.NewEndpoint(udp.ProtocolNumber, network(at.Addr()), queue)
+	endpoint, problem := o.stack.NewEndpoint(udp.ProtocolNumber, protocolOf(at.Addr()), queue)
 	if problem == nil {
 		if problem = endpoint.Bind(full(at)); problem == nil {
 			if refused != nil {
@@ -151,14 +156,13 @@ func (o *overlay) openUDP(at netip.AddrPort, refused func()) (*gonet.UDPConn, er
 	return nil, fmt.Errorf("cannot open udp %s: %s", at, problem)
 }
 
-// dialPing opens an ICMP echo socket; what is written and read are ICMP messages.
 func (o *overlay) dialPing(to netip.Addr) (net.Conn, error) {
 	protocol := icmp.ProtocolNumber4
 	if to.Is6() {
 		protocol = icmp.ProtocolNumber6
 	}
 	queue := &waiter.Queue{}
-	endpoint, problem := o.stack.NewEndpoint(protocol, network(to), queue)
+	endpoint, problem := o.stack.NewEndpoint(protocol, protocolOf(to), queue)
 	if problem == nil {
 		if problem = endpoint.Connect(full(netip.AddrPortFrom(to, 0))); problem == nil {
 			return gonet.NewUDPConn(queue, endpoint), nil

@@ -25,7 +25,7 @@ type Tunnel struct {
 
 	spec   *settings
 	device *device.Device
-	net    *overlay
+	net    network
 	proxy  *proxy
 	ctx    context.Context // ends with the tunnel
 	end    context.CancelFunc
@@ -53,16 +53,16 @@ func openTunnel(id string, spec *Spec) (*Tunnel, error) {
 	if err != nil {
 		return nil, &problem{400, "invalid_tunnel", err.Error()}
 	}
-	stack, err := newOverlay(read.addresses, read.mtu)
+	overlay, err := newOverlay(read.addresses, read.mtu)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the network stack: %w", err)
 	}
 	t := &Tunnel{
-		ID: id, spec: read, net: stack, hosts: read.hosts, policy: spec.Policy, revoke: spec.Revoke,
+		ID: id, spec: read, net: overlay, hosts: read.hosts, policy: spec.Policy, revoke: spec.Revoke,
 		peer: read.peer, open: map[io.Closer]struct{}{}, forwards: map[string]*forward{},
 	}
 	t.ctx, t.end = context.WithCancel(context.Background())
-	t.device = device.NewDevice(stack, wg.NewBind(), &device.Logger{Verbosef: device.DiscardLogf, Errorf: device.DiscardLogf})
+	t.device = device.NewDevice(t.net.device(), wg.NewBind(), &device.Logger{Verbosef: device.DiscardLogf, Errorf: device.DiscardLogf})
 	if err := t.device.IpcSet(fmt.Sprintf("private_key=%s\n%s", read.privateKey, read.peer.UAPI())); err != nil {
 		t.close()
 		return nil, &problem{400, "invalid_tunnel", "the device refuses the configuration: " + err.Error()}
@@ -127,6 +127,7 @@ func (t *Tunnel) close() {
 		_ = closer.Close()
 	}
 	t.device.Close()
+	t.net.close()
 }
 
 // track closes c when the tunnel goes down; the returned function closes it before and forgets it.

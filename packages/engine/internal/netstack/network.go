@@ -1,0 +1,24 @@
+package netstack
+
+import (
+	"context"
+	"net"
+	"net/netip"
+
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+// network is what a tunnel's own connections live in: gVisor's, or the kernel's in some namespace.
+type network interface {
+	dialTCP(ctx context.Context, to netip.AddrPort) (net.Conn, error)
+	listenTCP(at netip.AddrPort) (net.Listener, error)
+	// openUDP opens an unconnected socket. refused, which may be nil, is called for each datagram that a router
+	// or the destination sent back.
+	openUDP(at netip.AddrPort, refused func()) (net.PacketConn, error)
+	// dialPing opens an ICMP echo socket; what is written and read are ICMP messages.
+	dialPing(to netip.Addr) (net.Conn, error)
+	// device is the side of it where WireGuard takes and brings packets.
+	device() tun.Device
+	// close ends it with every connection. It is called once the device is closed.
+	close()
+}
