@@ -78,6 +78,7 @@ func TestInTheHostsNamespaceOnlyWhatIsOursIsTouched(t *testing.T) {
 					}
 					time.Sleep(10 * time.Millisecond)
 				}
+				g.get("/v1/status") // waits for the table to be filled, too
 				if stream, err = agent.dial(service, 443, 5*time.Second); err != nil {
 					t.Errorf("after the table came back: %v", err)
 				} else {

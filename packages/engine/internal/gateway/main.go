@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lattice.dev/engine/internal/control"
+	"lattice.dev/engine/internal/userns"
 )
 
 const (
@@ -116,23 +117,13 @@ func parseOptions(args []string) (*options, error) {
 	case namespaceOwn, namespaceHost:
 	case "":
 		opts.namespace = namespaceOwn
-		if hasNetAdmin() {
+		if userns.Has(unix.CAP_NET_ADMIN) {
 			opts.namespace = namespaceHost
 		}
 	default:
 		return nil, fmt.Errorf("--namespace %q is unknown: give own or host", opts.namespace)
 	}
 	return opts, nil
-}
-
-// hasNetAdmin tells whether this process has CAP_NET_ADMIN in effect.
-func hasNetAdmin() bool {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return false
-	}
-	return data[0].Effective&(1<<unix.CAP_NET_ADMIN) != 0
 }
 
 // runHost is the gateway in the caller's network namespace.

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lattice.dev/engine/internal/control"
+	"lattice.dev/engine/internal/userns"
 )
 
 // Descriptors that the process inside the namespace inherits.
@@ -56,7 +57,7 @@ func runOuter(opts *options, args []string) int {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	if err := cmd.Start(); err != nil {
-		control.FailStart("userns_forbidden", namespaceError(err))
+		control.FailStart("userns_forbidden", userns.Forbidden("an ordinary user's gateway", err))
 		return 1
 	}
 	// The inner process alone holds them from here on.
@@ -108,42 +109,12 @@ func namespaceAttributes() *syscall.SysProcAttr {
 		Cloneflags: syscall.CLONE_NEWNET,
 		Pdeathsig:  syscall.SIGTERM,
 	}
-	if !mayMakeNamespaces() {
+	if os.Getuid() != 0 || !userns.Has(unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN) {
 		attributes.Cloneflags |= syscall.CLONE_NEWUSER
 		attributes.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
 		attributes.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
 	return attributes
-}
-
-func mayMakeNamespaces() bool {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return false
-	}
-	need := uint32(1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_SYS_ADMIN)
-	return os.Getuid() == 0 && data[0].Effective&need == need
-}
-
-// namespaceError explains why a user namespace was refused and what would allow it.
-func namespaceError(err error) error {
-	var hints []string
-	for _, s := range []struct{ path, bad, hint string }{
-		{"/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"},
-		{"/proc/sys/user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=10000"},
-		{"/proc/sys/user/max_net_namespaces", "0", "sysctl -w user.max_net_namespaces=10000"},
-		{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for lattice-engine with `userns,`"},
-	} {
-		value, readErr := os.ReadFile(s.path)
-		if readErr == nil && strings.TrimSpace(string(value)) == s.bad {
-			hints = append(hints, fmt.Sprintf("%s is %s: %s", s.path, s.bad, s.hint))
-		}
-	}
-	if len(hints) == 0 {
-		hints = append(hints, "no sysctl forbids it, so a container's seccomp profile or a security module does: allow unshare(CLONE_NEWUSER|CLONE_NEWNET), or run as root")
-	}
-	return fmt.Errorf("an ordinary user's gateway needs a user and network namespace of its own and this machine refuses it (%w). %s", err, strings.Join(hints, "; "))
 }
 
 // runInner is the gateway inside its namespace.

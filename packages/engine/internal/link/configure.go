@@ -1,0 +1,33 @@
+// Package link makes and configures the engine's network interfaces, by netlink and in the network namespace of the
+// calling thread.
+package link
+
+import (
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+)
+
+// DisableIPv6 turns IPv6 off on an interface; a kernel without IPv6 has nothing to turn off.
+func DisableIPv6(name string) {
+	_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("1"), 0)
+}
+
+// SetAddress gives the interface an address with its prefix.
+func SetAddress(link netlink.Link, address netip.Prefix) error {
+	return netlink.AddrReplace(link, &netlink.Addr{IPNet: ipNet(address)})
+}
+
+// Route sends what is for the prefix into the interface.
+func Route(link netlink.Link, to netip.Prefix) error {
+	return netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(to), Scope: netlink.SCOPE_LINK})
+}
+
+// Everything is the prefix of the default route.
+var Everything = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}

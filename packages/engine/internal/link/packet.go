@@ -1,0 +1,177 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+const packetBatch = 64
+
+// socketBuffer is what both of the socket's buffers ask for: 1,400-byte packets at 1 Gbit/s fill it in about 30 ms.
+const socketBuffer = 4 << 20
+
+// Packet is a tun.Device without /dev/net/tun: one end of a veth pair is the interface, the other end is read and
+// written here as IP packets through an AF_PACKET socket.
+type Packet struct {
+	name   string
+	mtu    int
+	remove func()
+	file   *os.File
+	raw    syscall.RawConn
+	to     unix.SockaddrLinklayer
+	events chan tun.Event
+	once   sync.Once
+}
+
+// End is the engine's end of a veth pair.
+type End struct {
+	Socket int              // as OpenEnd opens it
+	Index  int              // of the link that the socket reads, in the socket's network namespace
+	Kernel net.HardwareAddr // of the interface, the other end
+}
+
+// NewPacket makes the pair in this network namespace.
+func NewPacket(name string, mtu int) (*Packet, error) {
+	kernel, ours, err := makePair(name, name+"p", mtu)
+	if err != nil {
+		if link, e := netlink.LinkByName(name + "p"); e == nil && kernel != nil {
+			_ = netlink.LinkDel(link)
+		}
+		return nil, err
+	}
+	remove := func() { _ = netlink.LinkDel(kernel) }
+	socket, err := OpenEnd(ours)
+	if err != nil {
+		remove()
+		return nil, err
+	}
+	return JoinPacket(End{socket, ours.Attrs().Index, kernel.Attrs().HardwareAddr}, name, mtu, remove)
+}
+
+// JoinPacket is the device over an end that has been opened already, possibly in another network namespace. remove is
+// called by Close.
+func JoinPacket(end End, name string, mtu int, remove func()) (*Packet, error) {
+	file := os.NewFile(uintptr(end.Socket), "packet")
+	raw, err := file.SyscallConn()
+	if err != nil {
+		remove()
+		return nil, err
+	}
+	d := &Packet{name: name, mtu: mtu, remove: remove, file: file, raw: raw, events: make(chan tun.Event, 1)}
+	d.to = unix.SockaddrLinklayer{Protocol: protocolIPv4, Ifindex: end.Index, Halen: 6}
+	copy(d.to.Addr[:], end.Kernel)
+	d.events <- tun.EventUp
+	return d, nil
+}
+
+const protocolIPv4 = uint16(unix.ETH_P_IP>>8 | unix.ETH_P_IP<<8&0xff00) // in network order
+
+// OpenEnd opens the packet socket (a descriptor that does not block) that reads and writes a link of this network namespace.
+func OpenEnd(ours netlink.Link) (int, error) {
+	// Protocol 0 until it is bound: else packets of other interfaces would be queued.
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, fmt.Errorf("packet socket: %w", err)
+	}
+	_ = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
+	for option, force := range map[int]int{unix.SO_RCVBUF: unix.SO_RCVBUFFORCE, unix.SO_SNDBUF: unix.SO_SNDBUFFORCE} {
+		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, socketBuffer) != nil {
+			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, socketBuffer)
+		}
+	}
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: protocolIPv4, Ifindex: ours.Attrs().Index}); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("packet socket: %w", err)
+	}
+	return fd, nil
+}
+
+// Read waits for one packet and takes along what else is there.
+func (d *Packet) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	n := 0
+	var failure error
+	err := d.raw.Read(func(fd uintptr) bool {
+		for n < len(bufs) && n < packetBatch {
+			size, err := unix.Read(int(fd), bufs[n][offset:])
+			switch {
+			case err == nil:
+				sizes[n] = size
+				n++
+			case errors.Is(err, unix.EINTR):
+			case errors.Is(err, unix.EAGAIN):
+				return n > 0
+			case errors.Is(err, unix.ENETDOWN):
+				// The interface was set down for a moment; when it is gone for good, Close follows.
+			default:
+				failure = err
+				return true
+			}
+		}
+		return true
+	})
+	if err != nil {
+		return 0, os.ErrClosed
+	}
+	if n > 0 {
+		return n, nil
+	}
+	return 0, failure
+}
+
+// Write hands packets to the kernel as if they had arrived on the interface.
+func (d *Packet) Write(bufs [][]byte, offset int) (int, error) {
+	n := 0
+	var failure error
+	err := d.raw.Write(func(fd uintptr) bool {
+		for n < len(bufs) {
+			packet := bufs[n][offset:]
+			if len(packet) == 0 || packet[0]>>4 != 4 {
+				n++ // there is no IPv6 in the overlay
+				continue
+			}
+			err := unix.Sendto(int(fd), packet, 0, &d.to)
+			switch {
+			case err == nil:
+				n++
+			case errors.Is(err, unix.EINTR):
+			case errors.Is(err, unix.EAGAIN):
+				return false
+			default:
+				// ENOBUFS and the like lose one packet, as any link may.
+				failure = err
+				n++
+			}
+		}
+		return true
+	})
+	if err != nil {
+		return n, os.ErrClosed
+	}
+	return n, failure
+}
+
+// What follows completes tun.Device.
+
+func (d *Packet) File() *os.File           { return d.file }
+func (d *Packet) MTU() (int, error)        { return d.mtu, nil }
+func (d *Packet) Name() (string, error)    { return d.name, nil }
+func (d *Packet) Events() <-chan tun.Event { return d.events }
+func (d *Packet) BatchSize() int           { return packetBatch }
+
+// Close ends the device and removes its pair.
+func (d *Packet) Close() error {
+	d.once.Do(func() {
+		d.file.Close()
+		close(d.events)
+		d.remove()
+	})
+	return nil
+}
