@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"lattice.dev/engine/internal/gateway"
+	"lattice.dev/engine/internal/keeper"
 	"lattice.dev/engine/internal/netstack"
 )
 
@@ -19,6 +20,8 @@ func main() {
 			os.Exit(netstack.Main(os.Args[2:], version))
 		case "gateway":
 			os.Exit(gateway.Main(os.Args[2:], version))
+		case keeper.Mode: // for the engine's own use
+			os.Exit(keeper.Main())
 		case "version", "--version":
 			fmt.Println(version)
 			return

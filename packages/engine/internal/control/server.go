@@ -38,7 +38,7 @@ func New(mode, runtimeDir, version string) (*Server, error) {
 	} else if err := os.Chmod(runtimeDir, 0o700); err != nil {
 		return nil, fmt.Errorf("cannot close the runtime directory to others: %w", err)
 	}
-	listener, err := listen(s.socketPath())
+	listener, err := Listen(s.socketPath())
 	if err != nil {
 		s.removeDir()
 		return nil, err
@@ -58,7 +58,8 @@ func shortTempDir() string {
 	return ""
 }
 
-func listen(path string) (net.Listener, error) {
+// Listen listens on a Unix socket (0600) for the engine's own user and root.
+func Listen(path string) (net.Listener, error) {
 	if len(path) > longestSocketPath {
 		return nil, fmt.Errorf("%s is too long for a socket (%d bytes, at most %d); give a shorter --runtime-dir",
 			path, len(path), longestSocketPath)

@@ -27,31 +27,32 @@ func descriptors(t *testing.T) int {
 }
 
 func TestDeletedTunnelLeavesNoGoroutineAndNoDescriptor(t *testing.T) {
-	w := newWorld(t)
-	w.serveHTTP(t, 80, endless)
-	w.spec["expiresIn"] = 60
-	cycle := func() {
-		address := w.put(t)
-		client := throughProxy(address, "agent:s3cret")
-		answer, err := client.Get("http://tools.lattice/")
-		if err != nil {
-			t.Fatal(err)
+	eachKind(t, func(t *testing.T, w *world) {
+		w.serveHTTP(t, 80, endless)
+		w.spec["expiresIn"] = 60
+		cycle := func() {
+			address := w.put(t)
+			client := throughProxy(address, "agent:s3cret")
+			answer, err := client.Get("http://tools.lattice/")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if status, _ := w.call(t, "DELETE", "/v1/tunnels/p1", nil); status != 204 {
+				t.Fatal(status)
+			}
+			_, _ = io.Copy(io.Discard, answer.Body)
+			_ = answer.Body.Close()
+			http.DefaultClient.CloseIdleConnections()
 		}
-		if status, _ := w.call(t, "DELETE", "/v1/tunnels/p1", nil); status != 204 {
-			t.Fatal(status)
+		cycle() // what is made once and stays
+		goroutines, open := runtime.NumGoroutine(), descriptors(t)
+		for range 5 {
+			cycle()
 		}
-		_, _ = io.Copy(io.Discard, answer.Body)
-		_ = answer.Body.Close()
-		http.DefaultClient.CloseIdleConnections()
-	}
-	cycle() // what is made once and stays
-	goroutines, open := runtime.NumGoroutine(), descriptors(t)
-	for range 5 {
-		cycle()
-	}
-	slack := 4 // connections of the far end that are still being torn down
-	waitForOrDump(t, "goroutines and descriptors to end", func() bool {
-		return runtime.NumGoroutine() <= goroutines+slack && descriptors(t) <= open+slack
+		slack := 4 // connections of the far end that are still being torn down
+		waitForOrDump(t, "goroutines and descriptors to end", func() bool {
+			return runtime.NumGoroutine() <= goroutines+slack && descriptors(t) <= open+slack
+		})
 	})
 }
 
@@ -104,52 +105,54 @@ func TestBadSOCKSInputHarmsNobody(t *testing.T) {
 }
 
 func TestSOCKSRefusalsHaveTheirReplies(t *testing.T) {
-	w := newWorld(t)
-	address := w.put(t)
-	for request, reply := range map[string]byte{
-		"\x01\x00\x01\x0a\x60\x00\x01\x00\x51": replyNotAllowed, // not granted, and reset
-		"\x01\x00\x01\x0a\x60\x00\x01\x00\x50": replyRefused,    // granted, nobody listens
-		"\x01\x00\x01\xc0\x00\x02\x01\x00\x50": replyNotAllowed, // outside the overlay
-		"\x01\x00\x03\x03abc\x00\x50":          replyNotAllowed, // a name that is not on the list
-		"\x02\x00\x01\x0a\x60\x00\x01\x00\x50": replyBadCommand, // BIND
-	} {
-		connection, err := net.Dial("tcp", address)
-		if err != nil {
-			t.Fatal(err)
+	eachKind(t, func(t *testing.T, w *world) {
+		address := w.put(t)
+		for request, reply := range map[string]byte{
+			"\x01\x00\x01\x0a\x60\x00\x01\x00\x51": replyNotAllowed, // not granted, and reset
+			"\x01\x00\x01\x0a\x60\x00\x01\x00\x50": replyRefused,    // granted, nobody listens
+			"\x01\x00\x01\xc0\x00\x02\x01\x00\x50": replyNotAllowed, // outside the overlay
+			"\x01\x00\x03\x03abc\x00\x50":          replyNotAllowed, // a name that is not on the list
+			"\x02\x00\x01\x0a\x60\x00\x01\x00\x50": replyBadCommand, // BIND
+		} {
+			connection, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.WriteString(connection, "\x05\x01\x02\x01\x05agent\x06s3cret\x05"+request)
+			answer, err := io.ReadAll(connection)
+			if err != nil || len(answer) != 14 || answer[5] != reply {
+				t.Fatalf("%x: %x %v", request, answer, err)
+			}
+			_ = connection.Close()
 		}
-		_, _ = io.WriteString(connection, "\x05\x01\x02\x01\x05agent\x06s3cret\x05"+request)
-		answer, err := io.ReadAll(connection)
-		if err != nil || len(answer) != 14 || answer[5] != reply {
-			t.Fatalf("%x: %x %v", request, answer, err)
+		_, view := w.call(t, "GET", "/v1/tunnels/p1", nil)
+		if view["refused"].(float64) != 3 || view["connections"].(float64) != 0 {
+			t.Fatal(view)
 		}
-		_ = connection.Close()
-	}
-	_, view := w.call(t, "GET", "/v1/tunnels/p1", nil)
-	if view["refused"].(float64) != 3 || view["connections"].(float64) != 0 {
-		t.Fatal(view)
-	}
+	})
 }
 
 func TestStreamedUploadAndDownloadOverHTTP(t *testing.T) {
-	w := newWorld(t)
-	w.serveHTTP(t, 80, func(rw http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Proxy-Authorization") != "" {
-			t.Error("the proxy's credentials reached the service")
+	eachKind(t, func(t *testing.T, w *world) {
+		w.serveHTTP(t, 80, func(rw http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Proxy-Authorization") != "" {
+				t.Error("the proxy's credentials reached the service")
+			}
+			rw.Header().Set(refusalHeader, "policy") // a lie
+			body, _ := io.ReadAll(r.Body)
+			_, _ = rw.Write(body)
+		})
+		address := w.put(t)
+		sent := bytes.Repeat([]byte("0123456789abcdef"), 64<<10)
+		answer, err := throughProxy(address, "agent:s3cret").Post("http://tools.lattice/", "text/plain", io.MultiReader(bytes.NewReader(sent)))
+		if err != nil {
+			t.Fatal(err)
 		}
-		rw.Header().Set(refusalHeader, "policy") // a lie
-		body, _ := io.ReadAll(r.Body)
-		_, _ = rw.Write(body)
+		received, err := io.ReadAll(answer.Body)
+		if err != nil || !bytes.Equal(sent, received) || answer.Header.Get(refusalHeader) != "" {
+			t.Fatalf("%d of %d, %v, %v", len(received), len(sent), answer.Header, err)
+		}
 	})
-	address := w.put(t)
-	sent := bytes.Repeat([]byte("0123456789abcdef"), 64<<10)
-	answer, err := throughProxy(address, "agent:s3cret").Post("http://tools.lattice/", "text/plain", io.MultiReader(bytes.NewReader(sent)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	received, err := io.ReadAll(answer.Body)
-	if err != nil || !bytes.Equal(sent, received) || answer.Header.Get(refusalHeader) != "" {
-		t.Fatalf("%d of %d, %v, %v", len(received), len(sent), answer.Header, err)
-	}
 }
 
 func TestOneTunnelsSecretDoesNotOpenAnother(t *testing.T) {
@@ -164,59 +167,61 @@ func TestOneTunnelsSecretDoesNotOpenAnother(t *testing.T) {
 }
 
 func TestProbeOfARunningTunnelKeepsItsConnections(t *testing.T) {
-	w := newWorld(t)
-	w.serveHTTP(t, 80, endless)
-	answer, err := throughProxy(w.put(t), "agent:s3cret").Get("http://tools.lattice/")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range 3 {
-		status, view := w.call(t, "POST", "/v1/tunnels/p1/probe", map[string]any{"address": gatewayIP, "timeout": 5})
-		if status != 200 || view["rtt"].(float64) <= 0 {
-			t.Fatal(status, view)
-		}
-		if _, err := io.CopyN(io.Discard, answer.Body, 64<<10); err != nil {
+	eachKind(t, func(t *testing.T, w *world) {
+		w.serveHTTP(t, 80, endless)
+		answer, err := throughProxy(w.put(t), "agent:s3cret").Get("http://tools.lattice/")
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
+		for range 3 {
+			status, view := w.call(t, "POST", "/v1/tunnels/p1/probe", map[string]any{"address": gatewayIP, "timeout": 5})
+			if status != 200 || view["rtt"].(float64) <= 0 {
+				t.Fatal(status, view)
+			}
+			if _, err := io.CopyN(io.Discard, answer.Body, 64<<10); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
 }
 
 func TestDatagramForward(t *testing.T) {
-	w := newWorld(t)
-	target, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer target.Close()
-	go func() {
-		packet := make([]byte, 2048)
-		for {
-			size, from, err := target.ReadFrom(packet)
-			if err != nil {
-				return
+	eachKind(t, func(t *testing.T, w *world) {
+		target, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer target.Close()
+		go func() {
+			packet := make([]byte, 2048)
+			for {
+				size, from, err := target.ReadFrom(packet)
+				if err != nil {
+					return
+				}
+				_, _ = target.WriteTo(packet[:size], from)
 			}
-			_, _ = target.WriteTo(packet[:size], from)
+		}()
+		w.put(t)
+		status, answer := w.call(t, "POST", "/v1/tunnels/p1/forwards",
+			map[string]any{"listenPort": 53, "protocol": "udp", "target": target.LocalAddr().String()})
+		if status != 201 {
+			t.Fatal(status, answer)
 		}
-	}()
-	w.put(t)
-	status, answer := w.call(t, "POST", "/v1/tunnels/p1/forwards",
-		map[string]any{"listenPort": 53, "protocol": "udp", "target": target.LocalAddr().String()})
-	if status != 201 {
-		t.Fatal(status, answer)
-	}
-	socket, err := w.net.openUDP(netip.AddrPortFrom(netip.MustParseAddr(gatewayIP), 0), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer socket.Close()
-	for i := range 3 {
-		text := fmt.Sprintf("hello %d", i)
-		_, _ = socket.WriteTo([]byte(text), net.UDPAddrFromAddrPort(netip.MustParseAddrPort(agentIP+":53")))
-		_ = socket.SetReadDeadline(time.Now().Add(10 * time.Second))
-		packet := make([]byte, 2048)
-		size, _, err := socket.ReadFrom(packet)
-		if err != nil || string(packet[:size]) != text {
-			t.Fatalf("%q %v", packet[:size], err)
+		socket, err := w.net.openUDP(netip.AddrPortFrom(netip.MustParseAddr(gatewayIP), 0), nil)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
+		defer socket.Close()
+		for i := range 3 {
+			text := fmt.Sprintf("hello %d", i)
+			_, _ = socket.WriteTo([]byte(text), net.UDPAddrFromAddrPort(netip.MustParseAddrPort(agentIP+":53")))
+			_ = socket.SetReadDeadline(time.Now().Add(10 * time.Second))
+			packet := make([]byte, 2048)
+			size, _, err := socket.ReadFrom(packet)
+			if err != nil || string(packet[:size]) != text {
+				t.Fatalf("%q %v", packet[:size], err)
+			}
+		}
+	})
 }

@@ -56,7 +56,7 @@ func run(pipe bool, runtimeDir, version string) int {
 		control.FailStart("control_failed", err)
 		return 1
 	}
-	s := newService(version, slog.Default())
+	s := newService(version, server.RuntimeDir(), slog.Default())
 	s.routes(server)
 	serving, stopServing := context.WithCancel(context.Background())
 	defer stopServing()

@@ -90,7 +90,7 @@ func newWorld(t *testing.T) *world {
 			port = value
 		}
 	}
-	w := &world{net: far{tun}, service: newService("test", slog.New(slog.DiscardHandler))}
+	w := &world{net: far{tun}, service: newService("test", t.TempDir(), slog.New(slog.DiscardHandler))}
 	w.spec = map[string]any{
 		"interface": map[string]any{"privateKey": b64(agentPrivate), "addresses": []string{agentIP + "/32"}, "mtu": 1420},
 		"peer": map[string]any{"publicKey": b64(gatewayPublic), "endpoint": "127.0.0.1:" + port,
@@ -188,17 +188,18 @@ func waitFor(t *testing.T, what string, condition func() bool) {
 }
 
 func TestHTTPThroughTheTunnelComesFromTheOverlayAddress(t *testing.T) {
-	w := newWorld(t)
-	w.serveHTTP(t, 80, func(rw http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(rw, r.RemoteAddr) })
-	address := w.put(t)
-	answer, err := throughProxy(address, "agent:s3cret").Get("http://tools.lattice/")
-	if err != nil {
-		t.Fatal(err)
-	}
-	body, _ := io.ReadAll(answer.Body)
-	if !strings.HasPrefix(string(body), agentIP+":") {
-		t.Fatalf("the service saw %q", body)
-	}
+	eachKind(t, func(t *testing.T, w *world) {
+		w.serveHTTP(t, 80, func(rw http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(rw, r.RemoteAddr) })
+		address := w.put(t)
+		answer, err := throughProxy(address, "agent:s3cret").Get("http://tools.lattice/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(answer.Body)
+		if !strings.HasPrefix(string(body), agentIP+":") {
+			t.Fatalf("the service saw %q", body)
+		}
+	})
 }
 
 func TestProxyWithoutItsSecretServesNobody(t *testing.T) {
@@ -222,169 +223,174 @@ func TestProxyWithoutItsSecretServesNobody(t *testing.T) {
 }
 
 func TestSOCKSCarriesALargeTransferWithHalfClose(t *testing.T) {
-	w := newWorld(t)
-	listener, err := w.net.ListenTCPAddrPort(netip.MustParseAddrPort(gatewayIP + ":80"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		connection, err := listener.Accept()
-		if err != nil {
-			return
-		}
-		received, _ := io.ReadAll(connection) // until the client's half-close
-		_, _ = connection.Write(received)
-		_ = connection.Close()
-	}()
-	address := w.put(t)
-	dialer, _ := socks.SOCKS5("tcp", address, &socks.Auth{User: "agent", Password: "s3cret"}, nil)
-	connection, err := dialer.Dial("tcp", "tools.lattice:80")
-	if err != nil {
-		t.Fatal(err)
-	}
-	sent := make([]byte, 8<<20)
-	_, _ = rand.Read(sent)
-	go func() {
-		_, _ = connection.Write(sent)
-		_ = connection.(*net.TCPConn).CloseWrite()
-	}()
-	received, err := io.ReadAll(connection)
-	if err != nil || !bytes.Equal(sent, received) {
-		t.Fatalf("%d of %d bytes came back: %v", len(received), len(sent), err)
-	}
-}
-
-func TestWhatPolicyDoesNotHoldIsRefusedWithASentence(t *testing.T) {
-	w := newWorld(t)
-	address := w.put(t)
-	client := throughProxy(address, "agent:s3cret")
-	for target, expected := range map[string]string{
-		"http://" + gatewayIP + ":81/": "10.96.0.1:81", // refused by the other end
-		"http://unknown.example/":      "unknown.example",
-		"http://192.0.2.1/":            "outside the overlay",
-	} {
-		answer, err := client.Get(target)
+	eachKind(t, func(t *testing.T, w *world) {
+		listener, err := w.net.ListenTCPAddrPort(netip.MustParseAddrPort(gatewayIP + ":80"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		body, _ := io.ReadAll(answer.Body)
-		if answer.StatusCode != 403 || answer.Header.Get("Lattice-Refusal") != "policy" ||
-			!strings.Contains(string(body), expected) || !strings.Contains(string(body), "sandboxed") {
-			t.Fatalf("%s: %d %s", target, answer.StatusCode, body)
-		}
-	}
-	answer, err := client.Get("http://tools.lattice:80/") // granted, and nobody listens
-	if err != nil || answer.StatusCode != 502 || answer.Header.Get("Lattice-Refusal") != "" {
-		t.Fatalf("granted: %v %v", answer, err)
-	}
-}
-
-func TestDatagramsThroughAnAssociation(t *testing.T) {
-	w := newWorld(t)
-	echo, err := w.net.ListenUDPAddrPort(netip.MustParseAddrPort(gatewayIP + ":53"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer echo.Close()
-	go func() {
-		packet := make([]byte, 2048)
-		for {
-			size, from, err := echo.ReadFrom(packet)
+		go func() {
+			connection, err := listener.Accept()
 			if err != nil {
 				return
 			}
-			_, _ = echo.WriteTo(packet[:size], from)
+			received, _ := io.ReadAll(connection) // until the client's half-close
+			_, _ = connection.Write(received)
+			_ = connection.Close()
+		}()
+		address := w.put(t)
+		dialer, _ := socks.SOCKS5("tcp", address, &socks.Auth{User: "agent", Password: "s3cret"}, nil)
+		connection, err := dialer.Dial("tcp", "tools.lattice:80")
+		if err != nil {
+			t.Fatal(err)
 		}
-	}()
-	address := w.put(t)
-	connection, err := net.Dial("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer connection.Close()
-	_, _ = connection.Write([]byte("\x05\x01\x02\x01\x05agent\x06s3cret\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00"))
-	answer := make([]byte, 2+2+10)
-	if _, err := io.ReadFull(connection, answer); err != nil || answer[5] != 0 {
-		t.Fatalf("%x %v", answer, err)
-	}
-	relay := &net.UDPAddr{IP: answer[8:12], Port: int(answer[12])<<8 | int(answer[13])}
-	local, err := net.DialUDP("udp", nil, relay)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer local.Close()
-	name := "tools.lattice"
-	_, _ = local.Write(append([]byte{0, 0, 0, 3, byte(len(name))}, name+"\x00\x35hello"...))
-	_ = local.SetReadDeadline(time.Now().Add(10 * time.Second))
-	packet := make([]byte, 2048)
-	size, err := local.Read(packet)
-	if err != nil || !bytes.HasSuffix(packet[:size], []byte("\x0a\x60\x00\x01\x00\x35hello")) {
-		t.Fatalf("%x %v", packet[:size], err)
-	}
-	_ = connection.Close() // ends the association
-	waitFor(t, "the association to end", func() bool {
-		_, _ = local.Write([]byte{0, 0, 0, 1, 10, 96, 0, 1, 0, 53, 'x'})
-		_ = local.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-		_, err := local.Read(packet)
-		return err != nil
+		sent := make([]byte, 8<<20)
+		_, _ = rand.Read(sent)
+		go func() {
+			_, _ = connection.Write(sent)
+			_ = connection.(*net.TCPConn).CloseWrite()
+		}()
+		received, err := io.ReadAll(connection)
+		if err != nil || !bytes.Equal(sent, received) {
+			t.Fatalf("%d of %d bytes came back: %v", len(received), len(sent), err)
+		}
+	})
+}
+
+func TestWhatPolicyDoesNotHoldIsRefusedWithASentence(t *testing.T) {
+	eachKind(t, func(t *testing.T, w *world) {
+		address := w.put(t)
+		client := throughProxy(address, "agent:s3cret")
+		for target, expected := range map[string]string{
+			"http://" + gatewayIP + ":81/": "10.96.0.1:81", // refused by the other end
+			"http://unknown.example/":      "unknown.example",
+			"http://192.0.2.1/":            "outside the overlay",
+		} {
+			answer, err := client.Get(target)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, _ := io.ReadAll(answer.Body)
+			if answer.StatusCode != 403 || answer.Header.Get("Lattice-Refusal") != "policy" ||
+				!strings.Contains(string(body), expected) || !strings.Contains(string(body), "sandboxed") {
+				t.Fatalf("%s: %d %s", target, answer.StatusCode, body)
+			}
+		}
+		answer, err := client.Get("http://tools.lattice:80/") // granted, and nobody listens
+		if err != nil || answer.StatusCode != 502 || answer.Header.Get("Lattice-Refusal") != "" {
+			t.Fatalf("granted: %v %v", answer, err)
+		}
+	})
+}
+
+func TestDatagramsThroughAnAssociation(t *testing.T) {
+	eachKind(t, func(t *testing.T, w *world) {
+		echo, err := w.net.ListenUDPAddrPort(netip.MustParseAddrPort(gatewayIP + ":53"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer echo.Close()
+		go func() {
+			packet := make([]byte, 2048)
+			for {
+				size, from, err := echo.ReadFrom(packet)
+				if err != nil {
+					return
+				}
+				_, _ = echo.WriteTo(packet[:size], from)
+			}
+		}()
+		address := w.put(t)
+		connection, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer connection.Close()
+		_, _ = connection.Write([]byte("\x05\x01\x02\x01\x05agent\x06s3cret\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00"))
+		answer := make([]byte, 2+2+10)
+		if _, err := io.ReadFull(connection, answer); err != nil || answer[5] != 0 {
+			t.Fatalf("%x %v", answer, err)
+		}
+		relay := &net.UDPAddr{IP: answer[8:12], Port: int(answer[12])<<8 | int(answer[13])}
+		local, err := net.DialUDP("udp", nil, relay)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer local.Close()
+		name := "tools.lattice"
+		_, _ = local.Write(append([]byte{0, 0, 0, 3, byte(len(name))}, name+"\x00\x35hello"...))
+		_ = local.SetReadDeadline(time.Now().Add(10 * time.Second))
+		packet := make([]byte, 2048)
+		size, err := local.Read(packet)
+		if err != nil || !bytes.HasSuffix(packet[:size], []byte("\x0a\x60\x00\x01\x00\x35hello")) {
+			t.Fatalf("%x %v", packet[:size], err)
+		}
+		_ = connection.Close() // ends the association
+		waitFor(t, "the association to end", func() bool {
+			_, _ = local.Write([]byte{0, 0, 0, 1, 10, 96, 0, 1, 0, 53, 'x'})
+			_ = local.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			_, err := local.Read(packet)
+			return err != nil
+		})
 	})
 }
 
 func TestForwardTellsTheTargetWhoCalls(t *testing.T) {
-	w := newWorld(t)
-	target, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer target.Close()
-	go func() {
-		connection, err := target.Accept()
+	eachKind(t, func(t *testing.T, w *world) {
+		target, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
-			return
+			t.Fatal(err)
 		}
-		line, _ := bufio.NewReader(connection).ReadString('\n')
-		_, _ = io.WriteString(connection, line)
-		_ = connection.Close()
-	}()
-	w.put(t)
-	status, answer := w.call(t, "POST", "/v1/tunnels/p1/forwards",
-		map[string]any{"listenPort": 443, "target": target.Addr().String(), "proxyProtocol": "v1"})
-	if status != 201 {
-		t.Fatal(status, answer)
-	}
-	connection, err := w.net.DialTCPAddrPort(netip.MustParseAddrPort(agentIP + ":443"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	line, err := io.ReadAll(connection)
-	if err != nil || !strings.HasPrefix(string(line), "PROXY TCP4 10.96.0.1 10.96.2.5 ") {
-		t.Fatalf("%q %v", line, err)
-	}
-	if status, _ := w.call(t, "DELETE", fmt.Sprintf("/v1/tunnels/p1/forwards/%v", answer["id"]), nil); status != 204 {
-		t.Fatal(status)
-	}
-	if _, err := w.net.DialTCPAddrPort(netip.MustParseAddrPort(agentIP + ":443")); err == nil {
-		t.Fatal("the removed forward still accepts")
-	}
+		defer target.Close()
+		go func() {
+			connection, err := target.Accept()
+			if err != nil {
+				return
+			}
+			line, _ := bufio.NewReader(connection).ReadString('\n')
+			_, _ = io.WriteString(connection, line)
+			_ = connection.Close()
+		}()
+		w.put(t)
+		status, answer := w.call(t, "POST", "/v1/tunnels/p1/forwards",
+			map[string]any{"listenPort": 443, "target": target.Addr().String(), "proxyProtocol": "v1"})
+		if status != 201 {
+			t.Fatal(status, answer)
+		}
+		connection, err := w.net.DialTCPAddrPort(netip.MustParseAddrPort(agentIP + ":443"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		line, err := io.ReadAll(connection)
+		if err != nil || !strings.HasPrefix(string(line), "PROXY TCP4 10.96.0.1 10.96.2.5 ") {
+			t.Fatalf("%q %v", line, err)
+		}
+		if status, _ := w.call(t, "DELETE", fmt.Sprintf("/v1/tunnels/p1/forwards/%v", answer["id"]), nil); status != 204 {
+			t.Fatal(status)
+		}
+		if _, err := w.net.DialTCPAddrPort(netip.MustParseAddrPort(agentIP + ":443")); err == nil {
+			t.Fatal("the removed forward still accepts")
+		}
+	})
 }
 
 func TestExpiryEndsARunningConnection(t *testing.T) {
-	w := newWorld(t)
-	w.serveHTTP(t, 80, endless)
-	w.spec["expiresIn"] = 0.5
-	address := w.put(t)
-	answer, err := throughProxy(address, "agent:s3cret").Get("http://tools.lattice/")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, _ = io.Copy(io.Discard, answer.Body) // ends only because the tunnel does
-	status, view := w.call(t, "GET", "/v1/tunnels/p1", nil)
-	if status != 200 || view["state"] != "expired" {
-		t.Fatal(status, view)
-	}
-	if _, err := net.Dial("tcp", address); err == nil {
-		t.Fatal("the proxy of an expired tunnel still listens")
-	}
+	eachKind(t, func(t *testing.T, w *world) {
+		w.serveHTTP(t, 80, endless)
+		w.spec["expiresIn"] = 0.5
+		address := w.put(t)
+		answer, err := throughProxy(address, "agent:s3cret").Get("http://tools.lattice/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, answer.Body) // ends only because the tunnel does
+		status, view := w.call(t, "GET", "/v1/tunnels/p1", nil)
+		if status != 200 || view["state"] != "expired" {
+			t.Fatal(status, view)
+		}
+		if _, err := net.Dial("tcp", address); err == nil {
+			t.Fatal("the proxy of an expired tunnel still listens")
+		}
+	})
 }
 
 // endless writes until the other side is gone: reset, or silent so long that the buffers are full.
@@ -400,35 +406,37 @@ func endless(rw http.ResponseWriter, r *http.Request) {
 }
 
 func TestRenewalMovesTheDeadlineOfARunningConnection(t *testing.T) {
-	w := newWorld(t)
-	w.serveHTTP(t, 80, endless)
-	w.spec["expiresIn"] = 1
-	address := w.put(t)
-	answer, err := throughProxy(address, "agent:s3cret").Get("http://tools.lattice/")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if status, view := w.call(t, "PATCH", "/v1/tunnels/p1", map[string]any{"expiresIn": 60}); status != 200 {
-		t.Fatal(status, view)
-	}
-	for started := time.Now(); time.Since(started) < 1500*time.Millisecond; {
-		if _, err := io.CopyN(io.Discard, answer.Body, 1024); err != nil {
-			t.Fatal("the connection ended at the old deadline: ", err)
+	eachKind(t, func(t *testing.T, w *world) {
+		w.serveHTTP(t, 80, endless)
+		w.spec["expiresIn"] = 1
+		address := w.put(t)
+		answer, err := throughProxy(address, "agent:s3cret").Get("http://tools.lattice/")
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
+		if status, view := w.call(t, "PATCH", "/v1/tunnels/p1", map[string]any{"expiresIn": 60}); status != 200 {
+			t.Fatal(status, view)
+		}
+		for started := time.Now(); time.Since(started) < 1500*time.Millisecond; {
+			if _, err := io.CopyN(io.Discard, answer.Body, 1024); err != nil {
+				t.Fatal("the connection ended at the old deadline: ", err)
+			}
+		}
+	})
 }
 
 func TestTunnelToNobodySaysSo(t *testing.T) {
-	w := newWorld(t)
-	w.spec["peer"].(map[string]any)["endpoint"] = "127.0.0.1:9"
-	w.spec["probe"] = map[string]any{"address": gatewayIP, "timeout": 0.3}
-	status, answer := w.call(t, "PUT", "/v1/tunnels/p1", w.spec)
-	if status != 504 || answer["code"] != "handshake_timeout" {
-		t.Fatal(status, answer)
-	}
-	if status, _ := w.call(t, "GET", "/v1/tunnels/p1", nil); status != 404 {
-		t.Fatal("something was left behind: ", status)
-	}
+	eachKind(t, func(t *testing.T, w *world) {
+		w.spec["peer"].(map[string]any)["endpoint"] = "127.0.0.1:9"
+		w.spec["probe"] = map[string]any{"address": gatewayIP, "timeout": 0.3}
+		status, answer := w.call(t, "PUT", "/v1/tunnels/p1", w.spec)
+		if status != 504 || answer["code"] != "handshake_timeout" {
+			t.Fatal(status, answer)
+		}
+		if status, _ := w.call(t, "GET", "/v1/tunnels/p1", nil); status != 404 {
+			t.Fatal("something was left behind: ", status)
+		}
+	})
 }
 
 func TestBadTunnelsAreRefusedWithoutTheirSecrets(t *testing.T) {
@@ -457,28 +465,29 @@ func TestBadTunnelsAreRefusedWithoutTheirSecrets(t *testing.T) {
 }
 
 func TestEndRevokesAtTheControlPlane(t *testing.T) {
-	w := newWorld(t)
-	calls := make(chan string, 3)
-	failures := 1
-	controlPlane := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		calls <- r.Method + " " + r.URL.Path + " " + r.Header.Get("Authorization")
-		if failures > 0 {
-			failures--
-			rw.WriteHeader(http.StatusServiceUnavailable)
-			return
+	eachKind(t, func(t *testing.T, w *world) {
+		calls := make(chan string, 3)
+		failures := 1
+		controlPlane := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			calls <- r.Method + " " + r.URL.Path + " " + r.Header.Get("Authorization")
+			if failures > 0 {
+				failures--
+				rw.WriteHeader(http.StatusServiceUnavailable)
+				return
+			}
+			rw.WriteHeader(http.StatusNoContent)
+		}))
+		defer controlPlane.Close()
+		w.spec["revoke"] = map[string]any{"url": controlPlane.URL + "/api/v1/peers/p1", "headers": map[string]string{"Authorization": "Bearer t"}}
+		address := w.put(t)
+		w.service.end()
+		for range 2 { // the failed attempt and the repeated one
+			if call := <-calls; call != "DELETE /api/v1/peers/p1 Bearer t" {
+				t.Fatal(call)
+			}
 		}
-		rw.WriteHeader(http.StatusNoContent)
-	}))
-	defer controlPlane.Close()
-	w.spec["revoke"] = map[string]any{"url": controlPlane.URL + "/api/v1/peers/p1", "headers": map[string]string{"Authorization": "Bearer t"}}
-	address := w.put(t)
-	w.service.end()
-	for range 2 { // the failed attempt and the repeated one
-		if call := <-calls; call != "DELETE /api/v1/peers/p1 Bearer t" {
-			t.Fatal(call)
+		if _, err := net.Dial("tcp", address); err == nil {
+			t.Fatal("the proxy still listens")
 		}
-	}
-	if _, err := net.Dial("tcp", address); err == nil {
-		t.Fatal("the proxy still listens")
-	}
+	})
 }

@@ -16,17 +16,26 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"lattice.dev/engine/internal/keeper"
 )
 
 const engineRole = "LATTICE_TEST_ENGINE"
 
 // TestMain turns the test binary into the engine, or into an engine's parent, where a test asks for it.
 func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == keeper.Mode {
+		os.Exit(keeper.Main())
+	}
 	switch os.Getenv(engineRole) {
 	case "engine":
 		os.Exit(Main(os.Args[1:], "test"))
 	case "parent":
 		os.Exit(beParent())
+	case "open-tun":
+		os.Exit(beOpenTUN())
+	case "inside":
+		os.Exit(beInside())
 	}
 	os.Exit(m.Run())
 }
@@ -67,15 +76,21 @@ type process struct {
 func startProcess(t *testing.T, role string, arguments ...string) *process {
 	t.Helper()
 	executable, _ := os.Executable()
-	p := &process{command: exec.Command(executable, arguments...), said: map[string]any{}}
+	command := exec.Command(executable, arguments...)
 	// Not t.TempDir(): with the test's name in it, a socket's path would be longer than 107 bytes.
 	directory, err := os.MkdirTemp("", "engine-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(directory) })
-	p.command.Env = append(os.Environ(), engineRole+"="+role, "TMPDIR="+directory)
-	p.command.Stderr = os.Stderr
+	command.Env = append(os.Environ(), engineRole+"="+role, "TMPDIR="+directory)
+	command.Stderr = os.Stderr
+	return launch(t, command)
+}
+
+func launch(t *testing.T, command *exec.Cmd) *process {
+	t.Helper()
+	p := &process{command: command, said: map[string]any{}}
 	p.stdin, _ = p.command.StdinPipe()
 	out, _ := p.command.StdoutPipe()
 	p.lines = bufio.NewReader(out)

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"lattice.dev/engine/internal/keeper"
 )
 
 // problem is an error that the control API answers as it is.
@@ -23,18 +25,23 @@ var errClosing = &problem{503, "engine_closing", "the engine is ending: its pare
 
 // service holds the tunnels of one process.
 type service struct {
-	version string
-	log     *slog.Logger
-	started time.Time
+	version    string
+	runtimeDir string
+	log        *slog.Logger
+	started    time.Time
 
 	mu       sync.Mutex
 	closing  bool
 	tunnels  map[string]*Tunnel // nil while one is being made
 	revoking sync.WaitGroup     // revokes whose tunnel is not in the map any more
+
+	keeping    sync.Mutex
+	keeper     *keeper.Keeper // nil until the first tunnel wants a namespace
+	namespaces int            // how many there have been
 }
 
-func newService(version string, log *slog.Logger) *service {
-	return &service{version: version, log: log, started: time.Now(), tunnels: map[string]*Tunnel{}}
+func newService(version, runtimeDir string, log *slog.Logger) *service {
+	return &service{version: version, runtimeDir: runtimeDir, log: log, started: time.Now(), tunnels: map[string]*Tunnel{}}
 }
 
 type phases struct {
@@ -44,9 +51,10 @@ type phases struct {
 }
 
 type made struct {
-	ID     string        `json:"id"`
-	Proxy  *proxyAddress `json:"proxy"`
-	Phases phases        `json:"phases"`
+	ID      string        `json:"id"`
+	Proxy   *proxyAddress `json:"proxy"`
+	Network networkView   `json:"network"`
+	Phases  phases        `json:"phases"`
 }
 
 // open makes a tunnel and proves it. ctx ends when whoever asked for it is gone.
@@ -55,7 +63,7 @@ func (s *service) open(ctx context.Context, id string, spec *Spec) (*made, error
 		return nil, err
 	}
 	began := time.Now()
-	t, err := openTunnel(id, spec)
+	t, err := s.openTunnel(id, spec)
 	if err != nil {
 		s.mu.Lock()
 		delete(s.tunnels, id)
@@ -63,7 +71,7 @@ func (s *service) open(ctx context.Context, id string, spec *Spec) (*made, error
 		s.revokeUnheard(ctx, id, spec.Revoke)
 		return nil, err
 	}
-	answer := &made{ID: id, Phases: phases{Device: time.Since(began).Seconds()}}
+	answer := &made{ID: id, Network: t.view, Phases: phases{Device: time.Since(began).Seconds()}}
 	if err = s.settle(t); err == nil {
 		var handshake, echo time.Duration
 		handshake, echo, err = t.prove(ctx, time.Time{}, t.spec.probe, t.spec.timeout)
@@ -206,4 +214,5 @@ func (s *service) end() {
 	}
 	all.Wait()
 	s.revoking.Wait()
+	s.endKeeper()
 }

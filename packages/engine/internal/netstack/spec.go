@@ -25,6 +25,7 @@ type Spec struct {
 		AllowedIPs          []string `json:"allowedIPs"`
 		PersistentKeepalive int      `json:"persistentKeepalive"`
 	} `json:"peer"`
+	Network   NetworkSpec       `json:"network"`
 	Probe     *ProbeSpec        `json:"probe"`
 	Proxy     *Credentials      `json:"proxy"`
 	Hosts     map[string]string `json:"hosts"`
@@ -72,6 +73,7 @@ type settings struct {
 	routes     []netip.Prefix
 	mtu        int
 	peer       wg.Peer
+	network    NetworkSpec
 	hosts      map[string]netip.Addr
 	probe      netip.Addr
 	timeout    time.Duration
@@ -100,6 +102,9 @@ func (s *Spec) read() (*settings, error) {
 		return nil, fmt.Errorf("interface.mtu: %d is not between %d and 65535", read.mtu, minimumMTU)
 	}
 	if err := s.readPeer(read); err != nil {
+		return nil, err
+	}
+	if err := s.readNetwork(read); err != nil {
 		return nil, err
 	}
 	if read.hosts, err = readHosts(s.Hosts); err != nil {

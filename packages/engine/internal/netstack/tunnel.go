@@ -26,6 +26,7 @@ type Tunnel struct {
 	spec   *settings
 	device *device.Device
 	net    network
+	view   networkView
 	proxy  *proxy
 	ctx    context.Context // ends with the tunnel
 	end    context.CancelFunc
@@ -48,17 +49,17 @@ type Tunnel struct {
 var errDown = errors.New("the tunnel is down")
 
 // openTunnel brings up the device and nothing else; prove says whether packets flow.
-func openTunnel(id string, spec *Spec) (*Tunnel, error) {
+func (s *service) openTunnel(id string, spec *Spec) (*Tunnel, error) {
 	read, err := spec.read()
 	if err != nil {
 		return nil, &problem{400, "invalid_tunnel", err.Error()}
 	}
-	overlay, err := newOverlay(read.addresses, read.mtu)
+	reached, view, err := s.openNetwork(read)
 	if err != nil {
-		return nil, fmt.Errorf("cannot make the network stack: %w", err)
+		return nil, err
 	}
 	t := &Tunnel{
-		ID: id, spec: read, net: overlay, hosts: read.hosts, policy: spec.Policy, revoke: spec.Revoke,
+		ID: id, spec: read, net: reached, view: view, hosts: read.hosts, policy: spec.Policy, revoke: spec.Revoke,
 		peer: read.peer, open: map[io.Closer]struct{}{}, forwards: map[string]*forward{},
 	}
 	t.ctx, t.end = context.WithCancel(context.Background())
@@ -264,13 +265,14 @@ type Status struct {
 	RxBytes       uint64        `json:"rxBytes"`
 	TxBytes       uint64        `json:"txBytes"`
 	Proxy         *proxyAddress `json:"proxy"`
+	Network       networkView   `json:"network"`
 	Connections   int           `json:"connections"`
 	Refused       int64         `json:"refused"`
 	Forwards      []forwardView `json:"forwards"`
 }
 
 func (t *Tunnel) status() Status {
-	status := Status{ID: t.ID, State: "up", Refused: t.refused.Load(), Forwards: []forwardView{}}
+	status := Status{ID: t.ID, State: "up", Network: t.view, Refused: t.refused.Load(), Forwards: []forwardView{}}
 	t.mu.Lock()
 	if t.down {
 		status.State = "expired"

@@ -4,5 +4,13 @@ from lattice_engine._client import EngineClient
 from lattice_engine._errors import EngineError, EngineMissing
 from lattice_engine._find import engine_path
 from lattice_engine._process import EngineProcess
+from lattice_engine._sockets import namespace_socket
 
-__all__ = ["EngineClient", "EngineError", "EngineMissing", "EngineProcess", "engine_path"]
+__all__ = [
+    "EngineClient",
+    "EngineError",
+    "EngineMissing",
+    "EngineProcess",
+    "engine_path",
+    "namespace_socket",
+]
