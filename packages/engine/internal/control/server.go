@@ -38,7 +38,11 @@ func New(mode, runtimeDir, version string) (*Server, error) {
 	} else if err := os.Chmod(runtimeDir, 0o700); err != nil {
 		return nil, fmt.Errorf("cannot close the runtime directory to others: %w", err)
 	}
-	listener, err := Listen(s.socketPath())
+	who := Anywhere
+	if mode == "netstack" {
+		who = NotBelow
+	}
+	listener, err := Listen(s.socketPath(), who)
 	if err != nil {
 		s.removeDir()
 		return nil, err
@@ -58,8 +62,19 @@ func shortTempDir() string {
 	return ""
 }
 
-// Listen listens on a Unix socket (0600) for the engine's own user and root.
-func Listen(path string) (net.Listener, error) {
+// Admission is who may connect, beside being the engine's own user or root.
+type Admission int
+
+const (
+	// Anywhere admits processes in whatever container.
+	Anywhere Admission = iota
+	// NotBelow keeps processes out that are in a PID namespace below the engine's: sandboxed programs run as the
+	// engine's own user, and the agent itself does not run there.
+	NotBelow
+)
+
+// Listen listens on a Unix socket (0600).
+func Listen(path string, who Admission) (net.Listener, error) {
 	if len(path) > longestSocketPath {
 		return nil, fmt.Errorf("%s is too long for a socket (%d bytes, at most %d); give a shorter --runtime-dir",
 			path, len(path), longestSocketPath)
@@ -79,7 +94,7 @@ func Listen(path string) (net.Listener, error) {
 		_ = listener.Close()
 		return nil, fmt.Errorf("cannot close the control socket to others: %w", err)
 	}
-	return sameUser{listener}, nil
+	return admitting{listener, who}, nil
 }
 
 func (s *Server) socketPath() string { return filepath.Join(s.runtimeDir, "control.sock") }

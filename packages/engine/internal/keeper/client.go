@@ -185,6 +185,6 @@ func attributes() (*syscall.SysProcAttr, error) {
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
 		UidMappings: uids, GidMappings: gids, GidMappingsEnableSetgroups: all,
 		AmbientCaps: needed, // an ordinary user's would be lost by the exec
-		Pdeathsig:   syscall.SIGKILL,
+		Pdeathsig:   syscall.SIGTERM,
 	}, nil
 }

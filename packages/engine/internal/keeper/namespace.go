@@ -259,6 +259,7 @@ func (n *namespace) close() {
 		if iface, err := netlink.LinkByName(n.spec.Interface); err == nil {
 			_ = netlink.LinkDel(iface)
 		}
+		endConnections()
 		return nil
 	})
 	close(n.quit)

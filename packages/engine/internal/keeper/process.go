@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,7 +42,9 @@ func Main() int {
 	slog.SetDefault(slog.New(slog.NewJSONHandler(os.Stderr, nil)))
 	debug.SetGCPercent(20) // it mostly waits
 	// The engine ends it; a terminal's signals are for the programs in the namespaces.
-	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, syscall.SIGTERM) // also when the engine's thread that started it is gone
 	confined := confine()
 	unix.CloseOnExec(fdEngine)
 	conn, err := unixConn(fdEngine)
@@ -55,6 +58,10 @@ func Main() int {
 		return 1
 	}
 	p.say(answer{}, -1)
+	go func() {
+		<-told
+		_ = conn.CloseRead()
+	}()
 	for {
 		var r request
 		fd, err := readMessage(conn, &r)
@@ -63,10 +70,25 @@ func Main() int {
 			if !errors.Is(err, io.EOF) {
 				slog.Error("the engine is not understood", "error", err.Error())
 			}
-			return 0 // every namespace ends with the process, and with the last program in it
+			p.end()
+			return 0
 		}
 		go p.serve(&r)
 	}
+}
+
+// end takes every interface away. A namespace is gone with the last program in it.
+func (p *process) end() {
+	time.AfterFunc(endTimeout, func() { os.Exit(1) })
+	p.mu.Lock()
+	left := p.namespaces
+	p.namespaces = nil // what is still being opened finds no place
+	p.mu.Unlock()
+	var all sync.WaitGroup
+	for _, n := range left {
+		all.Go(n.close)
+	}
+	all.Wait()
 }
 
 // say sends an answer and hands over the descriptor, where it is not negative.
@@ -98,8 +120,16 @@ func (p *process) carryOut(r *request) (answer, int, error) {
 			return answer{}, -1, err
 		}
 		p.mu.Lock()
-		p.namespaces[r.ID] = n
+		ending := p.namespaces == nil
+		if !ending {
+			p.namespaces[r.ID] = n
+		}
 		p.mu.Unlock()
+		if ending {
+			closeFD(fd)
+			n.close()
+			return answer{}, -1, ErrLost
+		}
 		return answer{Opened: &n.opened}, fd, nil
 	}
 	p.mu.Lock()

@@ -108,8 +108,8 @@ func (d *Packet) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 			case errors.Is(err, unix.EINTR):
 			case errors.Is(err, unix.EAGAIN):
 				return n > 0
-			case errors.Is(err, unix.ENETDOWN):
-				// The interface was set down for a moment; when it is gone for good, Close follows.
+			case errors.Is(err, unix.ENETDOWN) && !goesAway(fd):
+				// The interface was set down for a moment.
 			default:
 				failure = err
 				return true
@@ -124,6 +124,21 @@ func (d *Packet) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		return n, nil
 	}
 	return 0, failure
+}
+
+// goesAway tells whether a link that is down is being removed: then the socket is not bound to it any more a moment
+// later, and nothing more will be heard of it.
+func goesAway(fd uintptr) bool {
+	for wait := 1; wait <= 512; wait *= 2 { // ms
+		address, err := unix.Getsockname(int(fd))
+		if bound, ok := address.(*unix.SockaddrLinklayer); err == nil && ok && bound.Ifindex < 1 {
+			return true
+		}
+		if ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, wait); err == nil && ready > 0 {
+			return false
+		}
+	}
+	return false
 }
 
 // Write hands packets to the kernel as if they had arrived on the interface.

@@ -29,7 +29,11 @@ func answerError(w http.ResponseWriter, err error) {
 		return
 	}
 	if errors.Is(err, errDown) {
-		control.WriteProblem(w, http.StatusConflict, "tunnel_expired", "the tunnel is down: its identity has ended")
+		control.WriteProblem(w, http.StatusConflict, "tunnel_expired", err.Error())
+		return
+	}
+	if errors.Is(err, errLost) {
+		control.WriteProblem(w, http.StatusConflict, "tunnel_lost", err.Error())
 		return
 	}
 	control.WriteProblem(w, http.StatusInternalServerError, "internal_error", err.Error())

@@ -78,6 +78,9 @@ func (t *Tunnel) addForward(spec ForwardSpec) (*forward, error) {
 	if err := spec.check(); err != nil {
 		return nil, &problem{400, "invalid_forward", err.Error()}
 	}
+	if t.ctx.Err() != nil {
+		return nil, t.why()
+	}
 	f := &forward{spec: spec, tunnel: t, open: map[io.Closer]struct{}{}}
 	var starts []func()
 	for _, address := range t.spec.addresses {
@@ -93,7 +96,7 @@ func (t *Tunnel) addForward(spec ForwardSpec) (*forward, error) {
 	if t.down {
 		t.mu.Unlock()
 		f.Close()
-		return nil, &problem{409, "tunnel_expired", "the tunnel is down: its identity has ended"}
+		return nil, t.why()
 	}
 	t.lastID++
 	f.id = fmt.Sprintf("f%d", t.lastID)

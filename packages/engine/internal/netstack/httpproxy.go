@@ -143,8 +143,8 @@ func writeFailure(w http.ResponseWriter, err error) {
 	case errors.As(err, &refusal):
 		w.Header().Set(refusalHeader, "policy")
 		control.WriteProblem(w, http.StatusForbidden, "policy_refused", refusal.sentence)
-	case errors.Is(err, errDown):
-		control.WriteProblem(w, http.StatusBadGateway, "tunnel_down", "the tunnel is down: the identity has ended")
+	case errors.Is(err, errDown), errors.Is(err, errLost):
+		control.WriteProblem(w, http.StatusBadGateway, "tunnel_down", err.Error())
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		control.WriteProblem(w, http.StatusGatewayTimeout, "destination_timeout",
 			"the destination is allowed and does not answer")

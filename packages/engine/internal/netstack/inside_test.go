@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -216,9 +217,16 @@ func beInside() int {
 
 // dropCapabilities leaves none by an exec, because capabilities are each thread's own; no_new_privs, as in a sandbox.
 func dropCapabilities() error {
-	if os.Getenv("DROPPED") != "" {
+	switch os.Getenv("DROPPED") {
+	case "no":
+		return nil
+	case "yes":
+		if status, err := os.ReadFile("/proc/self/status"); err != nil || !strings.Contains(string(status), "CapEff:\t0000000000000000\n") {
+			return fmt.Errorf("it has capabilities (%v)", err)
+		}
 		return nil
 	}
+	runtime.LockOSThread()
 	for capability := range 64 {
 		if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(capability), 0, 0, 0); err != nil {
 			break // the last one, or it may not: then an ordinary user, whose exec has left none
@@ -227,7 +235,7 @@ func dropCapabilities() error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return err
 	}
-	_ = os.Setenv("DROPPED", "1")
+	_ = os.Setenv("DROPPED", "yes")
 	return syscall.Exec("/proc/self/exe", os.Args, os.Environ())
 }
 

@@ -23,32 +23,31 @@ type kernelNetwork struct {
 	iface string
 	// socket opens a socket in the namespace, unbound and unconnected.
 	socket func(family, kind string) (int, error)
-	lost   <-chan struct{} // closed when the namespace is gone with its keeper
+	gone   <-chan struct{} // closed when the namespace is gone with its keeper
 	end    func()
 	once   sync.Once
 }
 
-func (k *kernelNetwork) device() tun.Device { return k.dev }
-func (k *kernelNetwork) close()             { k.once.Do(k.end) }
+func (k *kernelNetwork) device() tun.Device    { return k.dev }
+func (k *kernelNetwork) lost() <-chan struct{} { return k.gone }
+func (k *kernelNetwork) close()                { k.once.Do(k.end) }
 
 func (k *kernelNetwork) dialTCP(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	dialer := net.Dialer{Control: k.control(keeper.Stream)}
 	return dialer.DialContext(ctx, "tcp", to.String())
 }
 
-// listenTCP takes connections that come through the tunnel alone: a program in the namespace must not reach the
-// target of a forward, which is in the host's network, by its own address.
 func (k *kernelNetwork) listenTCP(at netip.AddrPort) (net.Listener, error) {
-	listen := net.ListenConfig{Control: k.control(keeper.Stream, reuseAddress, k.fromTunnel)}
+	listen := net.ListenConfig{Control: k.control(keeper.Stream, reuseAddress)}
 	listener, err := listen.Listen(context.Background(), "tcp", at.String())
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on tcp %s: %w", at, err)
 	}
-	return listener, nil
+	return &foreignListener{listener}, nil
 }
 
 func (k *kernelNetwork) openUDP(at netip.AddrPort, refused func()) (net.PacketConn, error) {
-	options := []func(int) error{k.fromTunnel}
+	var options []func(int) error
 	if refused != nil {
 		options = append(options, receiveErrors)
 	}
@@ -57,10 +56,11 @@ func (k *kernelNetwork) openUDP(at netip.AddrPort, refused func()) (net.PacketCo
 	if err != nil {
 		return nil, fmt.Errorf("cannot open udp %s: %w", at, err)
 	}
+	udp := &foreignUDP{socket.(*net.UDPConn), at.Addr()}
 	if refused == nil {
-		return socket, nil
+		return udp, nil
 	}
-	return &counted{socket.(*net.UDPConn), refused}, nil
+	return &counted{udp, refused}, nil
 }
 
 func (k *kernelNetwork) dialPing(to netip.Addr) (net.Conn, error) {
@@ -106,10 +106,6 @@ func (k *kernelNetwork) control(kind string, options ...func(fd int) error) func
 
 func reuseAddress(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) }
 
-func (k *kernelNetwork) fromTunnel(fd int) error {
-	return unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, k.iface)
-}
-
 func receiveErrors(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVERR, 1) }
 
 // connection is a net.Conn over a copy of the descriptor.
@@ -123,22 +119,71 @@ func connection(fd int) (net.Conn, error) {
 	return net.FileConn(file)
 }
 
+// foreignListener takes no connections of the namespace's own programs: by the tunnel's address they would reach the
+// target of a forward, which is in the host's network. SO_BINDTODEVICE would let them, because Linux counts what goes
+// to an own address as received on the interface that has it. A program cannot have another source address here: it is
+// the tunnel's or the loopback's.
+type foreignListener struct{ net.Listener }
+
+func (l *foreignListener) Accept() (net.Conn, error) {
+	for {
+		connection, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if !local(connection.RemoteAddr(), address(connection.LocalAddr())) {
+			return connection, nil
+		}
+		_ = connection.(*net.TCPConn).SetLinger(0) // a reset, as where nobody listens
+		_ = connection.Close()
+	}
+}
+
+// foreignUDP does the same for datagrams.
+type foreignUDP struct {
+	*net.UDPConn
+	own netip.Addr
+}
+
+func (u *foreignUDP) ReadFrom(packet []byte) (int, net.Addr, error) {
+	for {
+		size, from, err := u.UDPConn.ReadFrom(packet)
+		if err != nil || !local(from, u.own) {
+			return size, from, err
+		}
+	}
+}
+
+func local(from net.Addr, own netip.Addr) bool {
+	source := address(from)
+	return source == own || source.IsLoopback()
+}
+
+// address is that of a TCP or UDP end.
+func address(of net.Addr) netip.Addr {
+	end, err := netip.ParseAddrPort(of.String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return end.Addr().Unmap()
+}
+
 // counted is a UDP socket that tells of each datagram that was sent back.
 type counted struct {
-	*net.UDPConn
+	*foreignUDP
 	refused func()
 }
 
 func (c *counted) ReadFrom(packet []byte) (int, net.Addr, error) {
-	size, from, err := c.UDPConn.ReadFrom(packet)
+	size, from, err := c.foreignUDP.ReadFrom(packet)
 	c.count(err)
 	return size, from, err
 }
 
 func (c *counted) WriteTo(packet []byte, to net.Addr) (int, error) {
-	size, err := c.UDPConn.WriteTo(packet, to)
+	size, err := c.foreignUDP.WriteTo(packet, to)
 	if c.count(err) { // it was an earlier datagram's error that kept this one from being sent
-		size, err = c.UDPConn.WriteTo(packet, to)
+		size, err = c.foreignUDP.WriteTo(packet, to)
 	}
 	return size, err
 }

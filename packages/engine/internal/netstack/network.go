@@ -19,6 +19,8 @@ type network interface {
 	dialPing(to netip.Addr) (net.Conn, error)
 	// device is the side of it where WireGuard takes and brings packets.
 	device() tun.Device
+	// lost is closed when the network has gone by itself; nil where it cannot.
+	lost() <-chan struct{}
 	// close ends it with every connection. It is called once the device is closed.
 	close()
 }

@@ -119,7 +119,7 @@ func (s *service) openNamespace(read *settings) (network, networkView, error) {
 		namespace.Close()
 		return nil, networkView{}, err
 	}
-	k := &kernelNetwork{dev: device, iface: read.network.Interface, socket: namespace.Socket, lost: namespace.Lost()}
+	k := &kernelNetwork{dev: device, iface: read.network.Interface, socket: namespace.Socket, gone: namespace.Lost()}
 	k.end = func() {
 		sockets.close()
 		namespace.Close()

@@ -69,8 +69,9 @@ func newOverlay(addresses []netip.Addr, mtu int) (*overlay, error) {
 	return o, nil
 }
 
-func (o *overlay) device() tun.Device { return o }
-func (o *overlay) close()             { _ = o.Close() }
+func (o *overlay) device() tun.Device    { return o }
+func (o *overlay) lost() <-chan struct{} { return nil }
+func (o *overlay) close()                { _ = o.Close() }
 
 func (o *overlay) configure(addresses []netip.Addr) error {
 	// gVisor's RACK, its default, stalls for many seconds once a burst has overrun the socket's buffer;

@@ -81,7 +81,7 @@ func (t *Tunnel) shakeHands(ctx context.Context, since time.Time) error {
 		select {
 		case <-ctx.Done():
 			if t.ctx.Err() != nil {
-				return &problem{409, "tunnel_expired", "the tunnel came down before it was proven"}
+				return t.why()
 			}
 			t.mu.Lock()
 			endpoint := t.peer.Endpoint
@@ -152,7 +152,7 @@ func (t *Tunnel) echo(ctx context.Context, address netip.Addr) error {
 			return fmt.Errorf("cannot receive an echo reply: %w", err)
 		}
 		if t.ctx.Err() != nil {
-			return &problem{409, "tunnel_expired", "the tunnel came down before it was proven"}
+			return t.why()
 		}
 		if ctx.Err() != nil {
 			return &problem{504, "probe_timeout", fmt.Sprintf("handshake done, but no echo reply through the tunnel from %s: "+

@@ -28,7 +28,7 @@ type socketServer struct {
 }
 
 func serveSockets(path string, open func(family, kind string) (int, error)) (*socketServer, error) {
-	listener, err := control.Listen(path)
+	listener, err := control.Listen(path, control.NotBelow)
 	if err != nil {
 		return nil, err
 	}

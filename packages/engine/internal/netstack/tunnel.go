@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
@@ -36,6 +37,7 @@ type Tunnel struct {
 
 	mu       sync.Mutex
 	down     bool
+	state    string // what the tunnel is
 	hosts    map[string]netip.Addr
 	policy   *Policy
 	revoke   *Revoke
@@ -46,7 +48,17 @@ type Tunnel struct {
 	lastID   int
 }
 
-var errDown = errors.New("the tunnel is down")
+// States of a tunnel.
+const (
+	stateUp      = "up"
+	stateExpired = "expired"
+	stateLost    = "lost" // its interface or namespace went by itself; the identity may live on
+)
+
+var (
+	errDown = errors.New("the tunnel is down: its identity has ended")
+	errLost = errors.New("the tunnel is lost: its interface or the process that keeps its network namespace is gone. Delete it and make it again")
+)
 
 // openTunnel brings up the device and nothing else; prove says whether packets flow.
 func (s *service) openTunnel(id string, spec *Spec) (*Tunnel, error) {
@@ -60,7 +72,7 @@ func (s *service) openTunnel(id string, spec *Spec) (*Tunnel, error) {
 	}
 	t := &Tunnel{
 		ID: id, spec: read, net: reached, view: view, hosts: read.hosts, policy: spec.Policy, revoke: spec.Revoke,
-		peer: read.peer, open: map[io.Closer]struct{}{}, forwards: map[string]*forward{},
+		peer: read.peer, state: stateUp, open: map[io.Closer]struct{}{}, forwards: map[string]*forward{},
 	}
 	t.ctx, t.end = context.WithCancel(context.Background())
 	t.device = device.NewDevice(t.net.device(), wg.NewBind(), &device.Logger{Verbosef: device.DiscardLogf, Errorf: device.DiscardLogf})
@@ -81,7 +93,21 @@ func (s *service) openTunnel(id string, spec *Spec) (*Tunnel, error) {
 	if spec.ExpiresIn != nil {
 		t.expireIn(seconds(*spec.ExpiresIn))
 	}
+	go t.watch(t.device)
 	return t, nil
+}
+
+// watch takes the tunnel down when its network has gone by itself.
+func (t *Tunnel) watch(dev *device.Device) {
+	select {
+	case <-t.ctx.Done():
+		return
+	case <-t.net.lost():
+	case <-dev.Wait():
+	}
+	if t.closeAs(stateLost) {
+		slog.Error("a tunnel's network has gone", "tunnel", t.ID)
+	}
 }
 
 func (t *Tunnel) expireIn(life time.Duration) {
@@ -106,13 +132,16 @@ func (t *Tunnel) expireIn(life time.Duration) {
 }
 
 // close takes the tunnel down with every connection, listener and packet of it. It may be called again.
-func (t *Tunnel) close() {
+func (t *Tunnel) close() { t.closeAs(stateExpired) }
+
+// closeAs tells whether the tunnel was up until now.
+func (t *Tunnel) closeAs(state string) bool {
 	t.mu.Lock()
 	if t.down {
 		t.mu.Unlock()
-		return
+		return false
 	}
-	t.down = true
+	t.down, t.state = true, state
 	if t.deadline != nil {
 		t.deadline.stop()
 	}
@@ -129,6 +158,17 @@ func (t *Tunnel) close() {
 	}
 	t.device.Close()
 	t.net.close()
+	return true
+}
+
+// why is the error of what is asked of a tunnel that is down.
+func (t *Tunnel) why() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.state == stateLost {
+		return errLost
+	}
+	return errDown
 }
 
 // track closes c when the tunnel goes down; the returned function closes it before and forgets it.
@@ -137,7 +177,7 @@ func (t *Tunnel) track(c io.Closer) (func(), error) {
 	defer t.mu.Unlock()
 	if t.down {
 		_ = c.Close()
-		return nil, errDown
+		return nil, errDown // of a connection, which nobody asks for its reason
 	}
 	t.open[c] = struct{}{}
 	return func() {
@@ -190,7 +230,7 @@ func (t *Tunnel) dial(ctx context.Context, host string, port uint16) (net.Conn, 
 	hosts, policy, down := t.hosts, t.policy, t.down
 	t.mu.Unlock()
 	if down {
-		return nil, errDown
+		return nil, t.why()
 	}
 	if !policy.grants("tcp", to) {
 		t.refused.Add(1)
@@ -272,11 +312,9 @@ type Status struct {
 }
 
 func (t *Tunnel) status() Status {
-	status := Status{ID: t.ID, State: "up", Network: t.view, Refused: t.refused.Load(), Forwards: []forwardView{}}
+	status := Status{ID: t.ID, Network: t.view, Refused: t.refused.Load(), Forwards: []forwardView{}}
 	t.mu.Lock()
-	if t.down {
-		status.State = "expired"
-	}
+	status.State = t.state
 	if t.deadline != nil {
 		left := t.deadline.left().Seconds()
 		status.ExpiresIn = &left
