@@ -213,8 +213,9 @@ class EngineProcess:
 
     def _remove_leftovers(self) -> None:
         """What a killed engine could not remove itself."""
-        with contextlib.suppress(OSError):
-            self.control.unlink()
+        for left in (self.control, *self.control.parent.glob("sockets-*.sock")):
+            with contextlib.suppress(OSError):
+                left.unlink()
         if self._owns_directory:
             with contextlib.suppress(OSError):
                 self.control.parent.rmdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ from lattice_engine._errors import EngineError
 _FAMILIES: dict[int, str] = {socket.AF_INET: "inet", socket.AF_INET6: "inet6"}
 _TYPES: dict[int, str] = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "dgram"}
 _LONGEST = 65536  # bytes of an answer
+_INT = array.array("i").itemsize
 
 
 def namespace_socket(
@@ -71,8 +73,14 @@ def _receive(server: socket.socket) -> tuple[bytes, list[int]]:
     descriptors: list[int] = []
     try:
         while b"\n" not in data and len(data) < _LONGEST:
-            chunk, received, _, _ = socket.recv_fds(server, 4096, 1, socket.MSG_CMSG_CLOEXEC)
-            descriptors += received
+            # Not socket.recv_fds: it forgets its flags, and a child that is started meanwhile would
+            # inherit the socket.
+            chunk, ancillary, _, _ = server.recvmsg(
+                4096, socket.CMSG_SPACE(_INT), socket.MSG_CMSG_CLOEXEC
+            )
+            for level, kind, rights in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    descriptors += array.array("i", rights[: len(rights) // _INT * _INT])
             if not chunk:
                 break
             data += chunk
