@@ -1,11 +1,13 @@
 # What CI runs and what people run are the same targets. Each does its own set-up.
 SHELL := /bin/sh
 BIN := .venv/bin
+# Generations of AutoGen; no two can be installed together.
+AUTOGEN := classic agentchat ag2
 STATICCHECK := v0.8.2
 # The race detector needs a C compiler; without one the tests run all the same.
 GO_RACE := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: help setup demo test lint format docs wheels lock clean
+.PHONY: help setup environments demo test lint format docs wheels lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -14,17 +16,30 @@ help: ## this list
 setup: ## virtual environment, tools and engine; done by every other target
 	@./scripts/bootstrap.sh all
 
+environments: setup ## a virtual environment for each generation of AutoGen, for its tests
+	@./scripts/bootstrap.sh autogen $(AUTOGEN)
+
 demo: setup ## the whole story on this machine, without root
 	@$(BIN)/lattice demo
 
-test: setup ## every Python and Go test
+test: environments ## every Python and Go test
 	cd packages/engine && $$(../../scripts/bootstrap.sh go) test $(GO_RACE) ./...
 	$(BIN)/pytest
+	@for generation in $(AUTOGEN); do \
+		echo "AutoGen, $$generation:"; \
+		.venvs/autogen-$$generation/bin/pytest tests/*/test_autogen_$$generation*.py \
+			packages/autogen/tests/test_autogen_$$generation*.py || exit 1; \
+	done
 
-lint: setup ## formatting, ruff, mypy (strict), gofmt, go vet, staticcheck
+lint: environments ## formatting, ruff, mypy (strict), gofmt, go vet, staticcheck
 	$(BIN)/ruff format --check conftest.py packages scripts tests benchmarks
 	$(BIN)/ruff check conftest.py packages scripts tests benchmarks
 	$(BIN)/mypy packages/*/src
+	@for generation in $(AUTOGEN); do \
+		$(BIN)/mypy --cache-dir .mypy_cache/autogen-$$generation \
+			--python-executable .venvs/autogen-$$generation/bin/python \
+			packages/autogen/src/lattice_autogen/$$generation.py || exit 1; \
+	done
 	cd packages/engine && GO=$$(../../scripts/bootstrap.sh go) && \
 		test -z "$$($$(dirname $$GO)/gofmt -l cmd internal 2>&1 | tee /dev/stderr)" && \
 		$$GO vet ./... && $$GO run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
@@ -44,12 +59,19 @@ wheels: setup ## the seven wheels into dist/, the engine's with its binary
 	done
 	@ls dist
 
-lock: ## resolve all dependencies again into requirements.lock (hashes, no registry named)
+COMPILE := .tools/bin/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
+	--no-emit-package lattice-sdk --no-emit-package lattice-engine --no-emit-package lattice-server \
+	--no-header --no-annotate --no-emit-index-url
+FABRIC := packages/core/pyproject.toml packages/engine/pyproject.toml packages/server/pyproject.toml
+
+lock: ## resolve all dependencies again into the lock files (hashes, no registry named)
 	@./scripts/bootstrap.sh tools
-	.tools/bin/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
-		--no-emit-package lattice-sdk --no-emit-package lattice-engine --no-emit-package lattice-server \
-		--no-header --no-annotate --no-emit-index-url --group dev --extra demo \
-		packages/core/pyproject.toml packages/engine/pyproject.toml packages/server/pyproject.toml -o requirements.lock
+	$(COMPILE) --group dev --extra demo $(FABRIC) -o requirements.lock
+	@mkdir -p locks
+	for generation in $(AUTOGEN); do \
+		$(COMPILE) --group test --extra $$generation $(FABRIC) packages/autogen/pyproject.toml \
+			-o locks/autogen-$$generation.lock || exit 1; \
+	done
 
 clean: ## remove what set-up and builds made
-	rm -rf .venv .tools .build dist packages/engine/src/lattice_engine/_bin
+	rm -rf .venv .venvs .tools .build dist packages/engine/src/lattice_engine/_bin

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Set-up on a machine that has only Python >= 3.11, git and make. Idempotent: does only what is missing.
 # Leaves: .tools/ (uv, and Go where the one on PATH is missing or too old), .venv/ (everything else),
-# and the engine binary inside packages/engine. Prints the Go command on request: `bootstrap.sh go`.
+# and the engine binary inside packages/engine. On request: `bootstrap.sh go` prints the Go command,
+# `bootstrap.sh autogen GENERATION…` makes .venvs/autogen-GENERATION.
 set -eu
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -40,15 +41,15 @@ find_go() {
     echo "$root/.tools/bin/go"
 }
 
-ensure_venv() {
-    stamp=.venv/.lattice-stamp
-    want=$(cat requirements.lock pyproject.toml packages/*/pyproject.toml scripts/bootstrap.sh | cksum)
+ensure_venv() { # DIRECTORY LOCK PACKAGE...
+    venv=$1 lock=$2; shift 2
+    stamp=$venv/.lattice-stamp
+    want=$(cat "$lock" pyproject.toml packages/*/pyproject.toml scripts/bootstrap.sh | cksum)
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && return
-    [ -x .venv/bin/python ] || .tools/bin/uv venv --quiet --python "$(find_python)" .venv
-    .tools/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements.lock
-    set --
-    for p in packages/*/; do set -- "$@" -e "$p"; done
-    LATTICE_ENGINE_SKIP_BUILD=1 .tools/bin/uv pip install --quiet --python .venv/bin/python --no-deps "$@"
+    [ -x "$venv/bin/python" ] || .tools/bin/uv venv --quiet --python "$(find_python)" "$venv"
+    .tools/bin/uv pip sync --quiet --python "$venv/bin/python" --require-hashes "$lock"
+    for p in "$@"; do shift; set -- "$@" -e "$p"; done
+    LATTICE_ENGINE_SKIP_BUILD=1 .tools/bin/uv pip install --quiet --python "$venv/bin/python" --no-deps "$@"
     printf '%s' "$want" > "$stamp"
 }
 
@@ -65,8 +66,14 @@ ensure_engine() {
 }
 
 case "${1:-all}" in
-    all) ensure_tools; ensure_venv; ensure_engine ;;
+    all) ensure_tools; ensure_venv .venv requirements.lock packages/*/; ensure_engine ;;
     tools) ensure_tools ;;
     go) ensure_tools; find_go ;;
-    *) fail "unknown step '$1': all, tools or go" ;;
+    autogen)
+        shift; ensure_tools
+        for generation in "$@"; do
+            ensure_venv ".venvs/autogen-$generation" "locks/autogen-$generation.lock" \
+                packages/core packages/engine packages/server packages/autogen
+        done ;;
+    *) fail "unknown step '$1': all, tools, go or autogen" ;;
 esac
