@@ -108,6 +108,6 @@ def no_network(executor: str) -> ConfigurationError:
     """The error for an executor whose programs cannot be given the agent's network."""
     return ConfigurationError(
         f"the code that {executor} runs would not have the agent's network",
-        hint="Use LocalCommandLineCodeExecutor. If the code has no network at all, or the agent's "
-        "by other means, say so: `executor.lattice_network = True`",
+        hint="Use LatticeCommandLineCodeExecutor. If the code has no network at all, or the "
+        "agent's by other means, say so: `executor.lattice_network = True`",
     )

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import functools
+import inspect
 import os
 from collections.abc import Mapping
+from contextvars import copy_context
 from types import SimpleNamespace, TracebackType
 from typing import Any, ClassVar, Self
 
 from autogen_agentchat.agents import BaseChatAgent
 from autogen_core import CancellationToken
-from autogen_core.code_executor import CodeBlock
+from autogen_core.code_executor import CodeBlock, CodeExecutor
+from autogen_core.tools import FunctionTool
 from autogen_ext.code_executors.local import LocalCommandLineCodeExecutor
+from pydantic import BaseModel
 
-from lattice_autogen._programs import command, confined, rebound
+from lattice_autogen._programs import command, confined, no_network, rebound
 from lattice_autogen.adapter import Identified, Settings, current_agent
 from lattice_sdk import LatticeAgent
 
@@ -96,6 +102,12 @@ class LatticeMixin(Identified):
             self.__dict__["_code_executor"] = confined(
                 executor, LocalCommandLineCodeExecutor, LatticeCommandLineCodeExecutor
             )
+        for tool in self._lattice_tools():
+            executor = getattr(tool, "_executor", None)  # of PythonCodeExecutionTool
+            if isinstance(executor, CodeExecutor) and not hasattr(executor, "lattice_network"):
+                raise no_network(type(executor).__name__)
+            if type(tool) is FunctionTool:
+                tool.__class__ = _CarryingTool
         self._lattice_hold(settings)
 
     async def close(self) -> None:
@@ -106,6 +118,11 @@ class LatticeMixin(Identified):
                 await close()
         finally:
             await self.lattice_agent.aclose()
+
+    def _lattice_tools(self) -> list[Any]:
+        benches = self.__dict__.get("_workbench") or ()
+        found = [tool for bench in benches for tool in getattr(bench, "_tools", ())]
+        return [*(self.__dict__.get("_tools") or ()), *found]
 
     async def __aenter__(self) -> Self:
         await self._lattice_opened()
@@ -122,6 +139,17 @@ class LatticeMixin(Identified):
 
 class LatticeChatAgent(LatticeMixin, BaseChatAgent):
     """``BaseChatAgent`` with an identity, for agents of one's own; see :class:`LatticeMixin`."""
+
+
+class _CarryingTool(FunctionTool):
+    """A tool whose function finds the caller's context variables also in the thread it runs in."""
+
+    async def run(self, args: BaseModel, cancellation_token: CancellationToken) -> Any:
+        if inspect.iscoroutinefunction(self._func):
+            return await super().run(args, cancellation_token)
+        twin = copy.copy(self)
+        twin._func = functools.partial(copy_context().run, self._func)
+        return await FunctionTool.run(twin, args, cancellation_token)
 
 
 def _asyncio(agent: LatticeAgent, given: Mapping[str, str]) -> SimpleNamespace:
