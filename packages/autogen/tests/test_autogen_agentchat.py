@@ -381,9 +381,7 @@ async def test_code_gives_what_it_gives_without_identity(
     assert type(executor) is LocalCommandLineCodeExecutor
 
 
-async def test_time_limit_of_code_holds(
-    lattice_world: World, tmp_path: Path
-) -> None:
+async def test_time_limit_of_code_holds(lattice_world: World, tmp_path: Path) -> None:
     executor = LocalCommandLineCodeExecutor(work_dir=tmp_path, timeout=1)
     async with Coder("coder", executor, **lattice_world.settings()) as coder:
         assert "exit code: 124" in await runs_code(coder, "import time; time.sleep(60)")

@@ -5,7 +5,7 @@ Every generation has :func:`current_agent`. Beside it there are
 - classic (``ag2`` before 1, ``pyautogen`` before 0.10): ``LatticeConversableAgent``,
   ``LatticeMixin``, ``LatticeCommandLineCodeExecutor``;
 - ``autogen-agentchat``: ``LatticeChatAgent``, ``LatticeMixin``, ``LatticeCommandLineCodeExecutor``;
-- ``ag2`` from 1 on: ``LatticePlugin``, ``LatticeEnvironment``.
+- ``ag2`` from 1 on: ``LatticePlugin``.
 
 They are imported when they are first used, from :mod:`lattice_autogen.classic`,
 :mod:`lattice_autogen.agentchat` and :mod:`lattice_autogen.ag2`.
@@ -23,7 +23,6 @@ _HOMES = {
     "LatticeChatAgent": ("agentchat",),
     "LatticeCommandLineCodeExecutor": ("classic", "agentchat"),
     "LatticeConversableAgent": ("classic",),
-    "LatticeEnvironment": ("ag2",),
     "LatticeMixin": ("classic", "agentchat"),
     "LatticePlugin": ("ag2",),
 }

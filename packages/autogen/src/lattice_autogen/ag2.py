@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from types import TracebackType
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 from ag2 import Context, Middleware, Plugin
 from ag2.events import BaseEvent, ModelResponse
 from ag2.middleware.base import AgentTurn, BaseMiddleware
-from ag2.tools import SandboxCodeTool, SandboxShellTool
-from ag2.tools.sandbox import ExecResult
-from ag2.tools.sandbox.factory import SingletonFactory
-from ag2.tools.sandbox.local import LocalSandbox
-from ag2.utils import AGENT_CONTEXT_DEPENDENCY_KEY
+from ag2.tools.sandbox import ExecResult, local
 
-from lattice_autogen._programs import command
+from lattice_autogen._programs import command, rebound
 from lattice_autogen.adapter import Opener, Settings, acting, current_agent
-from lattice_sdk import ConfigurationError
+from lattice_sdk import IdentityClosed
 
-__all__ = ["LatticeEnvironment", "LatticePlugin"]
+__all__ = ["LatticePlugin"]
 
 
 class LatticePlugin(Plugin):
@@ -34,7 +30,8 @@ class LatticePlugin(Plugin):
 
     ``with`` does the same for blocking programs. Without a block the identity is enrolled with the
     first turn, and ends when plugin and agent are garbage. A plugin is one identity: agents share
-    one only by sharing the plugin.
+    one only by sharing the plugin. Programs that shell, code and skill tools start on this machine
+    in a turn have the agent's network.
 
     Args:
         settings: of :class:`lattice_sdk.LatticeAgent`.
@@ -44,7 +41,7 @@ class LatticePlugin(Plugin):
             the dependency ``lattice_agent``.
 
     Raises:
-        ConfigurationError: a setting is wrong; with a turn: a tool would have the host's network.
+        ConfigurationError: a setting is wrong.
         LatticeError: on entering or the first turn, there is no identity to be had.
     """
 
@@ -101,69 +98,29 @@ class _UnderIdentity(BaseMiddleware):
     async def on_turn(
         self, call_next: AgentTurn, event: BaseEvent, context: Context
     ) -> ModelResponse:
-        _refuse_host(context)
         with acting(await self._opener.opened()):
             return await call_next(event, context)
 
 
-class _Sandbox(LocalSandbox):
-    def __init__(self, *args: Any, env_vars: Mapping[str, str] | None, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._given = dict(env_vars or {})
-
-    async def exec(
-        self,
-        argv: list[str],
-        *,
-        env: dict[str, str] | None = None,
-        timeout: float | None = None,
-    ) -> ExecResult:
-        given = {**self._given, **(env or {})}
-        line, environment = command(current_agent(), argv, os.environ, given)
-        # What is not to be there is empty: LocalSandbox only adds to the host's environment.
-        absent = dict.fromkeys(os.environ.keys() - environment.keys(), "")
-        return await super().exec(line, env={**absent, **environment}, timeout=timeout)
+def _run_subprocess(
+    argv: list[str], *, env: Mapping[str, str] | None = None, **options: Any
+) -> ExecResult:
+    """AutoGen's own; in the turn of an agent with an identity, with that agent's network."""
+    try:
+        agent = current_agent()
+    except IdentityClosed:
+        return _on_host(argv, env=env, **options)
+    line, environment = command(agent, argv, os.environ, env)
+    bare = SimpleNamespace(environ={})  # which AutoGen's adds the environment to
+    return rebound(_on_host, os=bare)(line, env=environment, **options)
 
 
-class LatticeEnvironment(SingletonFactory):
-    """Where ``SandboxShellTool``, ``SandboxCodeTool`` and skills run an agent's programs.
-
-    On this machine, as ``LocalEnvironment`` does, with the network of the agent whose turn it is.
-
-    Args:
-        path: working directory; a temporary one when left out.
-        env_vars: variables for the programs; the host's credentials are not among them.
-        options: of ``LocalEnvironment``.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str] | None = None,
-        *,
-        env_vars: dict[str, str] | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(_Sandbox(path, env_vars=env_vars, **options))
-
-    async def aclose(self) -> None:
-        """Remove the working directory, if it is a temporary one. Again without effect."""
-        await self.sandbox.aclose()
-
-
-def _refuse_host(context: Context) -> None:
-    """Raise if a tool of the agent's would run programs with the host's network."""
-    agent = context.dependencies.get(AGENT_CONTEXT_DEPENDENCY_KEY)
-    adapter: Any
-    for tool in getattr(agent, "tools", ()):
-        if isinstance(tool, SandboxShellTool):
-            adapter = tool._adapter
-        elif isinstance(tool, SandboxCodeTool):
-            adapter = tool.environment
-        else:
-            continue
-        sandbox = getattr(getattr(adapter, "_factory", None), "sandbox", None)
-        if isinstance(sandbox, LocalSandbox) and not isinstance(sandbox, _Sandbox):
-            raise ConfigurationError(
-                f"the programs of the tool {tool.name} would not have the agent's network",
-                hint=f"Make it {type(tool).__name__}(LatticeEnvironment(…))",
-            )
+# The one place in which LocalSandbox, and so every shell, code and skill tool that runs programs on
+# this machine, starts them. No middleware sees which program a tool starts.
+_on_host: Callable[..., ExecResult] = local._run_subprocess
+if "_run_subprocess" not in local.LocalSandbox.exec.__code__.co_names:
+    raise ImportError(
+        "LocalSandbox of the installed ag2 starts programs in a way that lattice_autogen does not "
+        "know, so they cannot be given the agent's network. Install a version that it supports"
+    )
+local._run_subprocess = _run_subprocess
