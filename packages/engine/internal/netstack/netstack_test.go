@@ -446,6 +446,7 @@ func TestBadTunnelsAreRefusedWithoutTheirSecrets(t *testing.T) {
 		"address": func() { w.spec["interface"].(map[string]any)["addresses"] = []string{"x"} },
 		"mtu":     func() { w.spec["interface"].(map[string]any)["mtu"] = 10 },
 		"proxy":   func() { w.spec["proxy"] = map[string]any{"username": "agent"} },
+		"port":    func() { w.spec["proxy"].(map[string]any)["port"] = 65536 },
 		"expiry":  func() { w.spec["expiresIn"] = -1 },
 		"revoke":  func() { w.spec["revoke"] = map[string]any{"url": "file:///etc/passwd"} },
 		"unknown": func() { w.spec["surprise"] = true },

@@ -9,7 +9,10 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -32,9 +35,9 @@ type proxy struct {
 }
 
 func openProxy(t *Tunnel, credentials Credentials) (*proxy, error) {
-	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	listener, err := listenOnLoopback(credentials.Port)
 	if err != nil {
-		return nil, fmt.Errorf("cannot listen on loopback for the proxy: %w", err)
+		return nil, err
 	}
 	p := &proxy{tunnel: t, credentials: credentials, listener: listener}
 	p.web = &handedOver{address: listener.Addr(), connections: make(chan net.Conn), closed: make(chan struct{})}
@@ -42,6 +45,29 @@ func openProxy(t *Tunnel, credentials Credentials) (*proxy, error) {
 	go func() { _ = p.http.Serve(p.web) }()
 	go p.accept()
 	return p, nil
+}
+
+// listenOnLoopback takes a port that was named also while a tunnel of the same user still has it: a tunnel is
+// replaced by making its successor first, and whoever uses the proxy knows it by that one port.
+func listenOnLoopback(port int) (net.Listener, error) {
+	var config net.ListenConfig
+	if port != 0 {
+		config.Control = func(_, _ string, socket syscall.RawConn) error {
+			var failure error
+			err := socket.Control(func(fd uintptr) {
+				failure = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+			})
+			return errors.Join(err, failure)
+		}
+	}
+	listener, err := config.Listen(context.Background(), "tcp4", fmt.Sprintf("127.0.0.1:%d", port))
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, &problem{409, "port_in_use", fmt.Sprintf("the proxy's port %d on loopback is taken by another program: end that, or choose another port", port)}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot listen on loopback for the proxy: %w", err)
+	}
+	return listener, nil
 }
 
 func (p *proxy) address() proxyAddress {

@@ -54,10 +54,11 @@ type ProbeSpec struct {
 	Timeout float64 `json:"timeout"`
 }
 
-// Credentials are what the proxy of a tunnel asks for.
+// Credentials are what the proxy of a tunnel asks for, and the loopback port that it listens on; 0 is any.
 type Credentials struct {
 	Username string `json:"username"`
 	Password string `json:"password"`
+	Port     int    `json:"port"`
 }
 
 const (
@@ -112,6 +113,9 @@ func (s *Spec) read() (*settings, error) {
 	}
 	if s.Proxy != nil && (s.Proxy.Username == "" || s.Proxy.Password == "") {
 		return nil, fmt.Errorf("proxy: user name and password are both needed; a proxy without a secret serves every process")
+	}
+	if s.Proxy != nil && (s.Proxy.Port < 0 || s.Proxy.Port > 65535) {
+		return nil, fmt.Errorf("proxy.port: %d is not a port", s.Proxy.Port)
 	}
 	if s.Probe != nil {
 		if read.probe, err = netip.ParseAddr(s.Probe.Address); err != nil {
