@@ -83,6 +83,23 @@ class Face:
             closing.result()
         self._settle(wait=True)
 
+    def detach(self) -> None:
+        """Take the tunnel down and leave the identity alive in its state directory.
+
+        The next agent that is opened with this directory and the same terms takes it up, also in
+        another process, and then needs no token.
+
+        Raises:
+            ConfigurationError: it has no state directory.
+            IdentityClosed: it is closed already.
+        """
+        self._life.living()
+        if self._life.runtime is not None:
+            self._life.runtime.submit(self._life.detach()).result()
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._settle(wait=True)
+
     async def aopen(self) -> Self:
         """:meth:`open`, awaited. ``async with`` does this."""
         opening = self._start()
@@ -253,7 +270,8 @@ class LatticeAgent(Face):
         allow: destinations of the ``isolated`` preset, ``{"to": …, "port": …}`` each.
         backend: tunnel backend by name; the first that can serve when left out.
         state_dir: where the identity survives a restart of the process. It is then not deleted
-            when the process is killed, only when the agent is closed or its time is over.
+            when the process is killed, only when the agent is closed or its time is over. Taking
+            it up again needs no token.
         verify: file of certificate authorities for the control plane.
         timeout: seconds until opening is given up, 30 when left out.
 

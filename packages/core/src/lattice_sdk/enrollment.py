@@ -99,19 +99,23 @@ class Enrollment:
         Raises:
             LatticeError: as the control plane refuses.
         """
-        terms = self.terms
-        token = await self._credentials()
+        terms, saved = self.terms, None
+        if terms.state_dir is not None:
+            self._state = StateDir(terms.state_dir)
+            saved = self._state.load()
+        # A saved identity is taken up with its own token.
+        alive = saved is not None and saved.peer_id is not None
+        token = await self._credentials(needed=not alive)
         self.client = ControlPlane(
             terms.server,
             token,
             verify=terms.ca_file or True,
             timeout=min(self.CALL_TIMEOUT, terms.timeout),
         )
-        if terms.state_dir is None:
+        if self._state is None:
             self.key = keys.generate()
             return await self._enroll(self.client, terms.timeout)
-        self._state = StateDir(terms.state_dir)
-        return await self._resume(self.client, self._state)
+        return await self._resume(self.client, self._state, saved, may_enroll=token is not None)
 
     async def renew(self, identity: Identity, ttl: str | None = None) -> EnrollResponse:
         """Have the deadline moved.
@@ -176,7 +180,7 @@ class Enrollment:
         if state is not None:
             state.release()
 
-    async def _credentials(self) -> SecretStr:
+    async def _credentials(self, *, needed: bool) -> SecretStr | None:
         if self.terms.token is not None:
             return self.terms.token
         request = self.terms.request
@@ -188,30 +192,38 @@ class Enrollment:
 
         found = await runtime.current().call(ask)
         if not found:
-            raise ConfigurationError(
-                "no token is set",
-                code="missing_token",
-                hint="Pass token=…, or set LATTICE_TOKEN or LATTICE_TOKEN_FILE",
-            )
+            if needed:
+                raise _no_token()
+            return None
         return found if isinstance(found, SecretStr) else SecretStr(str(found))
 
-    async def _resume(self, client: ControlPlane, state: StateDir) -> EnrollResponse:
+    async def _resume(
+        self, client: ControlPlane, state: StateDir, saved: Saved | None, *, may_enroll: bool
+    ) -> EnrollResponse:
         terms = self.terms.fingerprint(client.server)
-        saved = state.load()
         if saved is not None and saved.terms == terms:
             self.key = keys.from_private(saved.private_key)
             if saved.peer_id is None or saved.enrollment_token is None:
                 # Died before the answer came: the same key again is the same identity.
                 return self._save(await self._enroll(client, self.terms.timeout))
             try:
+                request = RenewRequest(ttl=self.terms.request.ttl)
                 answer = await client.renew(
-                    saved.peer_id, saved.enrollment_token, RenewRequest(), self.key
+                    saved.peer_id, saved.enrollment_token, request, self.key
                 )
             except ENDED as error:
+                if not may_enroll:
+                    raise IdentityExpired(
+                        f"the saved identity {saved.peer_id} is over ({error.message})",
+                        peer_id=saved.peer_id,
+                        hint="Set a token to enroll anew",
+                    ) from None
                 log.info("the saved identity %s is over (%s); enrolling anew", saved.peer_id, error)
             else:
                 log.info("took the identity %s up again from %s", saved.peer_id, state.path)
                 return self._save(answer)
+        if not may_enroll:
+            raise _no_token()
         self.key = keys.generate()
         state.save(Saved(terms, self.key.private))
         return self._save(await self._enroll(client, self.terms.timeout))
@@ -247,6 +259,14 @@ class Enrollment:
         return await client.connect_service(
             self.terms.name, self.key, workspace_id=request.workspace_id, ttl=ttl
         )
+
+
+def _no_token() -> ConfigurationError:
+    return ConfigurationError(
+        "no token is set",
+        code="missing_token",
+        hint="Pass token=…, or set LATTICE_TOKEN or LATTICE_TOKEN_FILE",
+    )
 
 
 def _pause(attempt: int, error: LatticeError) -> float:

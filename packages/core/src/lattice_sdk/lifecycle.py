@@ -18,6 +18,7 @@ from lattice_sdk.backends import Revoke, Tunnel, TunnelBackend, TunnelSpec, choo
 from lattice_sdk.clock import now
 from lattice_sdk.enrollment import ENDED, Enrollment, Terms
 from lattice_sdk.errors import (
+    ConfigurationError,
     IdentityClosed,
     IdentityExpired,
     LatticeError,
@@ -74,7 +75,7 @@ class Lifecycle:
         self._opening: asyncio.Task[Any] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._lost = False
+        self._lost = self._kept = False
 
     # Any thread.
 
@@ -164,6 +165,20 @@ class Lifecycle:
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._shut())
         await asyncio.shield(self._closing)
+
+    async def detach(self) -> None:
+        """:meth:`close`, but the identity lives on in its state directory.
+
+        Raises:
+            ConfigurationError: it has none.
+        """
+        if self.terms.state_dir is None:
+            raise ConfigurationError(
+                f"the agent {self.terms.name} has no state directory to leave its identity in",
+                hint="Give it state_dir=…, or close it",
+            )
+        self._kept = True
+        await self.close()
 
     async def renew(self, ttl: str | None = None) -> None:
         """Have the deadline moved now.
@@ -409,14 +424,14 @@ class Lifecycle:
                 with contextlib.suppress(asyncio.CancelledError):
                     await self._keeper
             await self._drop_tunnel()
-            if self.identity is not None and not expired:
+            if self.identity is not None and not expired and not self._kept:
                 await self._delete(self.identity)
             await self._enrollment.close()
         except Exception:
             log.exception("%s: not all was taken down", self.terms.name)
         finally:
             self._enter(State.CLOSED)
-            if self.identity is not None:
+            if self.identity is not None and not self._kept:
                 await self._notify("lattice_closed")
             if self.runtime is not None:
                 await self.runtime.leave(self)

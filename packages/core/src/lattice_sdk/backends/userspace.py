@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from pydantic import SecretStr
@@ -21,14 +22,23 @@ _HINTS = {
     "handshake_timeout": "Check that UDP to the gateway's endpoint is let through, and that its "
     "advertised address is reachable from here",
     "probe_timeout": "The gateway's handshake works but it does not answer: look at its log",
+    "port_in_use": "End what listens there, or name another port",
 }
 _GONE = ("tunnel_not_found", "engine_unreachable", "engine_closed")
 
 
 class Userspace(TunnelBackend):
-    """Works without root, TUN or capability, on any system."""
+    """Works without root, TUN or capability, on any system.
+
+    Args:
+        proxy: where the proxy listens and what it asks for, when others must know it beforehand;
+            any port of loopback and a new secret when left out.
+    """
 
     name = "userspace"
+
+    def __init__(self, proxy: Proxy | None = None) -> None:
+        self._proxy = proxy
 
     def unavailable(self) -> str | None:
         """When there is no engine binary for this machine."""
@@ -50,13 +60,14 @@ class Userspace(TunnelBackend):
                 peer_id=spec.identity.peer_id,
                 hint="Use backend='none' with this control plane",
             )
-        return await runtime.finish(_open(runtime.current().engine, spec))
+        peer_id = spec.identity.peer_id
+        proxy = self._proxy or Proxy("127.0.0.1", 0, peer_id, SecretStr(secrets.token_urlsafe(32)))
+        return await runtime.finish(_open(runtime.current().engine, spec, proxy))
 
 
-async def _open(engine: EngineHost, spec: TunnelSpec) -> Tunnel:
+async def _open(engine: EngineHost, spec: TunnelSpec, wanted: Proxy) -> Tunnel:
     peer_id = spec.identity.peer_id
-    password = secrets.token_urlsafe(32)
-    body = _body(spec, password)
+    body = _body(spec, wanted)
     try:
         try:
             answer = await engine.request("put_tunnel", peer_id, body, timeout=spec.timeout * 2 + 5)
@@ -75,9 +86,8 @@ async def _open(engine: EngineHost, spec: TunnelSpec) -> Tunnel:
             peer_id=peer_id,
             hint=_HINTS.get(error.code),
         ) from None
-    proxy = Proxy(
-        answer["proxy"]["host"], int(answer["proxy"]["port"]), peer_id, SecretStr(password)
-    )
+    made = answer["proxy"]
+    proxy = replace(wanted, host=made["host"], port=int(made["port"]))
     return UserspaceTunnel(engine, peer_id, proxy, answer.get("phases") or {})
 
 
@@ -152,7 +162,7 @@ def changes(spec: TunnelSpec) -> dict[str, Any]:
     return body
 
 
-def _body(spec: TunnelSpec, password: str) -> dict[str, Any]:
+def _body(spec: TunnelSpec, proxy: Proxy) -> dict[str, Any]:
     config = spec.config
     assert config is not None  # noqa: S101 - looked at in open()
     key, preshared = config.private_key, config.preshared_key
@@ -169,7 +179,11 @@ def _body(spec: TunnelSpec, password: str) -> dict[str, Any]:
             "allowedIPs": list(config.allowed_ips),
             "persistentKeepalive": config.keepalive,
         },
-        "proxy": {"username": spec.identity.peer_id, "password": password},
+        "proxy": {
+            "username": proxy.username,
+            "password": proxy.password.get_secret_value(),
+            "port": proxy.port,
+        },
     }
     if spec.identity.gateway_ip:
         body["probe"] = {"address": spec.identity.gateway_ip, "timeout": spec.timeout}
