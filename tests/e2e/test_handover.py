@@ -8,8 +8,17 @@ import httpx
 import pytest
 
 from conftest import World
-from lattice_sdk import ConfigurationError, IdentityClosed, IdentityExpired, LatticeAgent
+from lattice_sdk import (
+    ConfigurationError,
+    IdentityClosed,
+    IdentityExpired,
+    LatticeAgent,
+    TunnelFailed,
+    hookimpl,
+)
+from lattice_sdk.backends import Tunnel, TunnelBackend, TunnelSpec
 from lattice_sdk.keys import from_private
+from lattice_sdk.plugins import manager
 from lattice_sdk.statedir import StateDir
 
 
@@ -110,3 +119,36 @@ def test_private_key_stays_the_same_over_the_handover(world: World, tmp_path: Pa
         backend="none",
     ):
         assert from_private(saved.private_key).public == peers(world)[peer]["publicKey"]
+
+
+class NoTunnelNow:
+    """A plugin whose tunnels do not come up."""
+
+    @hookimpl
+    def lattice_tunnel_backends(self) -> list[TunnelBackend]:
+        class Failing(TunnelBackend):
+            name = "failing"
+
+            def unavailable(self) -> str | None:
+                return None
+
+            async def open(self, spec: TunnelSpec) -> Tunnel:
+                raise OSError("the gateway is away")
+
+        return [Failing()]
+
+
+def test_tunnel_that_fails_does_not_end_an_identity_that_was_taken_up(
+    world: World, tmp_path: Path
+) -> None:
+    peer = handed_over(world, tmp_path / "state")
+    plugin = NoTunnelNow()
+    manager().register(plugin)
+    try:
+        with pytest.raises(TunnelFailed):
+            world.agent(state_dir=tmp_path / "state", token=None, backend="failing").open()
+    finally:
+        manager().unregister(plugin)
+    assert peer in peers(world)
+    with world.agent(state_dir=tmp_path / "state", token=None, backend="none") as agent:
+        assert agent.peer_id == peer

@@ -83,9 +83,11 @@ class Enrollment:
     Attributes:
         client: of the control plane, from :meth:`begin` to :meth:`close`.
         key: the current pair.
+        resumed: whether a saved identity was taken up.
     """
 
     key: keys.KeyPair
+    resumed = False
     CALL_TIMEOUT = 10.0
 
     def __init__(self, terms: Terms) -> None:
@@ -221,6 +223,7 @@ class Enrollment:
                 log.info("the saved identity %s is over (%s); enrolling anew", saved.peer_id, error)
             else:
                 log.info("took the identity %s up again from %s", saved.peer_id, state.path)
+                self.resumed = True
                 return self._save(answer)
         if not may_enroll:
             raise _no_token()

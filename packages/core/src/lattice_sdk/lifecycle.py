@@ -134,7 +134,7 @@ class Lifecycle:
     # In the loop.
 
     async def open(self) -> None:
-        """Enroll and bring the tunnel up. What fails leaves nothing behind.
+        """Enroll and bring the tunnel up. What fails leaves nothing behind that was not there.
 
         Raises:
             LatticeError: as control plane, backend or tunnel say.
@@ -145,6 +145,8 @@ class Lifecycle:
             async with asyncio.timeout(self.terms.timeout):
                 await self._open(await self._choose())
         except BaseException as error:
+            # An identity that was alive before outlives a tunnel that does not come up just now.
+            self._kept = self._enrollment.resumed and isinstance(error, Exception)
             await runtime.finish(self._shut())
             if isinstance(error, TimeoutError):
                 raise ServerUnreachable(
