@@ -97,6 +97,30 @@ def test_identity_from_enrollment_to_deletion(member: Shell, tmp_path: Path) -> 
     assert peer in gone.stderr
 
 
+def test_sub_agent_from_delegation_to_its_parents_end(
+    member: Shell, world: World, tmp_path: Path
+) -> None:
+    parent = member.read("enroll", "lead", "--preset", "coordinator")
+    holder = Shell(world, parent["enrollmentToken"])
+    file = tmp_path / "helper.token"
+    words = ("peers", "delegate", parent["peerId"], "helper", "--ttl", "5m")
+    made = holder.read(*words, "--preset", "sandboxed", "--out", str(file))
+    assert made["parentRef"] == parent["peerId"]
+    assert file.stat().st_mode & 0o777 == 0o600
+    secret = holder.run(*words, "--quiet").stdout.strip()
+    assert secret != file.read_text().strip()
+    child = Shell(world, file.read_text().strip()).read("enroll", "helper")
+    table = member.run("peers", "get", child["peerId"]).stdout
+    assert f"{parent['peerId']} (lead, coordinator)" in table
+    wider = Shell(world, child["enrollmentToken"]).run(
+        "peers", "delegate", child["peerId"], "x", "--preset", "coordinator"
+    )
+    assert wider.returncode == 5
+    assert "coordinator reaches further than sandboxed" in wider.stderr
+    assert member.run("peers", "delete", parent["peerId"]).returncode == 0
+    assert child["peerId"] not in {one["peerId"] for one in member.read("peers", "list")}
+
+
 def test_token_with_limits_is_shown_once(admin: Shell, world: World) -> None:
     made = admin.read("tokens", "create", "--max-ttl", "1m", "--uses", "1")
     secret = made["token"]

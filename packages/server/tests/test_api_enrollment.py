@@ -111,6 +111,23 @@ def test_same_key_again_is_the_same_identity_with_a_new_token(
     assert len(plane.peers()) == len(gateway.peers) == 1
 
 
+@pytest.mark.parametrize("when", ["renewed", "late"])
+def test_spent_token_takes_no_identity_away_from_its_owner(
+    plane: Any, gateway: Any, key: Callable[[], str], monkeypatch: Any, when: str
+) -> None:
+    plane.workspace("ws")
+    token, public = plane.token(kind="workspace", workspaceId="ws", uses=1), key()
+    one = plane.enrolled(token, publicKey=public)
+    if when == "renewed":
+        plane.call("POST", f"/api/v1/peers/{one['peerId']}/renew", one["enrollmentToken"])
+    else:
+        monkeypatch.setattr("lattice_server.identities.TAKE_UP_MS", -1)
+    answer = plane.enroll(token, publicKey=public)
+    assert (answer.status_code, answer.json()["code"]) == (401, "token_used_up")
+    path = f"/api/v1/peers/{one['peerId']}"
+    assert plane.call("GET", path, one["enrollmentToken"]).status_code == 200
+
+
 def test_key_of_another_identity_is_refused(
     plane: Any, gateway: Any, token: str, key: Callable[[], str]
 ) -> None:

@@ -96,14 +96,18 @@ def test_another_overlay_on_the_same_database_is_refused(
 
 
 def test_database_is_in_wal_mode_and_migrated(make_control_plane: Any, directory: Path) -> None:
+    from alembic.script import ScriptDirectory
+
+    from lattice_server.store.database import MIGRATIONS
+
+    head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
     with (
         make_control_plane(data_dir=directory),
         sqlite3.connect(directory / "lattice.db") as connection,
     ):
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
-            ("0001",)
-        ]
+        versions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+        assert versions == [(head,)]
 
 
 @pytest.mark.anyio

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lattice_sdk.agent import LatticeAgent
     from lattice_sdk.client import ControlPlane
     from lattice_sdk.connector import ServiceConnector
+    from lattice_sdk.delegation import Delegation
     from lattice_sdk.errors import (
         AddressPoolExhausted,
         AuthenticationFailed,
@@ -40,6 +41,7 @@ __all__ = [
     "BackendUnavailable",
     "ConfigurationError",
     "ControlPlane",
+    "Delegation",
     "DestinationUnreachable",
     "EngineFailed",
     "GatewayUnavailable",
@@ -64,6 +66,7 @@ __all__ = [
 _HOME = {
     "LatticeAgent": "agent",
     "ControlPlane": "client",
+    "Delegation": "delegation",
     "ServiceConnector": "connector",
     "Identity": "identity",
     "State": "schedule",

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from lattice_sdk.errors import ConfigurationError, IdentityClosed
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from lattice_sdk.backends import Tunnel
+    from lattice_sdk.delegation import Delegation, DelegationTerms
     from lattice_sdk.enrollment import Terms
     from lattice_sdk.identity import Identity
     from lattice_sdk.lifecycle import Lifecycle
@@ -320,6 +321,43 @@ class LatticeAgent(Face):
     def services(self) -> tuple[Service, ...]:
         """The tool services that it may reach, with the names they are reached under."""
         return tuple(self._identity().services)
+
+    async def delegate(self, agent_name: str, **terms: Unpack[DelegationTerms]) -> Delegation:
+        """A token with which one sub-agent enrolls, and never more than this agent has.
+
+        ::
+
+            helper = await agent.delegate("searcher", policy_preset="sandboxed", ttl="10m")
+            async with LatticeAgent(**helper.settings()) as searcher:
+                ...
+
+        The sub-agent ends with this agent, however that ends.
+
+        Args:
+            agent_name: what the sub-agent is called.
+            terms: what it is to have; see :class:`lattice_sdk.delegation.DelegationTerms`.
+
+        Raises:
+            NotPermitted: it would be more than this agent has, or nothing may be delegated.
+            LatticeError: as the control plane refuses.
+        """
+        return await _wait(self._delegate(agent_name, terms))
+
+    def delegate_sync(self, agent_name: str, **terms: Unpack[DelegationTerms]) -> Delegation:
+        """:meth:`delegate` for blocking programs."""
+        return self._delegate(agent_name, terms).result()
+
+    def _delegate(
+        self, agent_name: str, terms: DelegationTerms
+    ) -> concurrent.futures.Future[Delegation]:
+        from lattice_sdk import delegation
+
+        request = delegation.make_request(agent_name, terms)
+        self._life.living()
+        home = self._life.runtime
+        if home is None:
+            raise IdentityClosed(f"the agent {self._life.terms.name} is closed")
+        return home.submit(delegation.delegate(self._life, request))
 
     def http_client(self, **options: Any) -> httpx.Client:
         """A client whose every request goes through the tunnel; to be closed like any.

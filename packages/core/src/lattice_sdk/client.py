@@ -21,7 +21,15 @@ from lattice_sdk.errors import ConfigurationError, LatticeError, ServerUnreachab
 from lattice_sdk.keys import KeyPair
 from lattice_sdk.network import environment_proxy, ssl_context
 from lattice_sdk.problems import Answer, problem, read_answer
-from lattice_sdk.wire import EnrollRequest, EnrollResponse, Peer, PeerPage, RenewRequest
+from lattice_sdk.wire import (
+    DelegateRequest,
+    DelegateResponse,
+    EnrollRequest,
+    EnrollResponse,
+    Peer,
+    PeerPage,
+    RenewRequest,
+)
 
 log = logging.getLogger("lattice.client")
 
@@ -140,6 +148,14 @@ class ControlPlane:
         path = f"/api/v1/peers/{quote(peer_id, safe='')}/renew"
         answer = await self.request("POST", path, body, token=token)
         return _complete(_model(EnrollResponse, answer), key)
+
+    async def delegate(
+        self, peer_id: str, token: SecretStr, request: DelegateRequest
+    ) -> DelegateResponse:
+        """``POST /api/v1/agents/{id}/delegate``, with the agent's enrollment token."""
+        body = request.model_dump(mode="json", by_alias=True, exclude_none=True)
+        path = f"/api/v1/agents/{quote(peer_id, safe='')}/delegate"
+        return _model(DelegateResponse, await self.request("POST", path, body, token=token))
 
     async def delete_peer(
         self, peer_id: str, token: SecretStr | None = None, *, workspace_id: str | None = None

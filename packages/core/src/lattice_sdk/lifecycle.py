@@ -15,6 +15,7 @@ from typing import Any
 
 from lattice_sdk import plugins, runtime, schedule, wgconfig
 from lattice_sdk.backends import Revoke, Tunnel, TunnelBackend, TunnelSpec, choose
+from lattice_sdk.client import ControlPlane
 from lattice_sdk.clock import now
 from lattice_sdk.enrollment import ENDED, Enrollment, Terms
 from lattice_sdk.errors import (
@@ -130,6 +131,14 @@ class Lifecycle:
                 hint="Make a new LatticeAgent to enroll anew",
             )
         return identity
+
+    @property
+    def client(self) -> ControlPlane:
+        """The client of its control plane, while it is open; belongs to the background loop."""
+        client = self._enrollment.client
+        if client is None:
+            raise IdentityClosed(f"the agent {self.terms.name} is closed")
+        return client
 
     # In the loop.
 

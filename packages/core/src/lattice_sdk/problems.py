@@ -29,6 +29,10 @@ _BY_CODE: dict[str, tuple[type[errors.LatticeError], str]] = {
         "Use a preset that the token allows, or ask for a token that allows this one",
     ),
     "ttl_not_permitted": (errors.NotPermitted, "Ask for a shorter ttl, or leave it out"),
+    "delegation_not_permitted": (
+        errors.NotPermitted,
+        "Let an agent above delegate, end sub-agents that are done, or ask for another token",
+    ),
     "workspace_mismatch": (
         errors.NotPermitted,
         "Leave workspace_id out, or use a token of that workspace",

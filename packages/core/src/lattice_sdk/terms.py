@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import SecretStr, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from lattice_sdk import config
 from lattice_sdk.client import check_server
@@ -13,6 +14,8 @@ from lattice_sdk.durations import format_duration
 from lattice_sdk.enrollment import Terms
 from lattice_sdk.errors import ConfigurationError, InvalidRequest
 from lattice_sdk.wire import EnrollRequest
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def make_terms(
@@ -50,7 +53,7 @@ def make_terms(
     return Terms(
         server=check_server(config.needed_server(settings)),
         token=settings.secret(),
-        request=_request(request | {"workspace_id": settings.workspace}),
+        request=reading(EnrollRequest, request | {"workspace_id": settings.workspace}),
         service=service,
         backend=settings.backend,
         state_dir=settings.state_dir,
@@ -59,11 +62,17 @@ def make_terms(
     )
 
 
-def _request(fields: dict[str, Any]) -> EnrollRequest:
+def reading(kind: type[M], fields: dict[str, Any]) -> M:
+    """A request's body.
+
+    Raises:
+        InvalidRequest: a field has a wrong form; nothing was sent.
+    """
     ttl = fields.get("ttl")
     try:
-        request = EnrollRequest.model_validate(fields)
-        if ttl is not None and request.ttl is not None and format_duration(request.ttl) == "0s":
+        request = kind.model_validate(fields)
+        granted: timedelta | None = getattr(request, "ttl", None)
+        if ttl is not None and granted is not None and format_duration(granted) == "0s":
             raise InvalidRequest(
                 "ttl: a life of 0 s is none", code="invalid_ttl", hint="Write 90s, 15m or 1h"
             )

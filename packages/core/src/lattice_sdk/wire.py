@@ -114,6 +114,37 @@ class RenewRequest(RequestModel):
     public_key: PublicKey | None = None
 
 
+class DelegateRequest(RequestModel):
+    """Body of ``POST /api/v1/agents/{id}/delegate``: what the sub-agent is to be.
+
+    ``ttl`` is its life until the next renewal, and the longest it may ask for. ``allow`` and
+    ``maxLifetime`` narrow what it may have; nothing widens it beyond its parent.
+    """
+
+    sub_agent_name: Name
+    agent_type: Name | None = None
+    ttl: Duration | None = None
+    policy_preset: Name | None = None
+    max_lifetime: Duration | None = None
+    allow: Annotated[list[AllowRule], Field(max_length=1000)] | None = None
+    delegation_depth: Annotated[int, Field(ge=0, le=100, strict=True)] | None = None
+
+
+class DelegateResponse(WireModel):
+    """Answer to a delegation. ``enrollment_token`` is a secret, good for one enrollment.
+
+    ``expires_at`` is the end of the token, and of the sub-agent's life as its parent's is now.
+    """
+
+    enrollment_token: SecretStr
+    expires_at: Time
+    parent_ref: str
+    sub_agent_name: str
+    policy_preset: str | None = None
+    workspace_id: str | None = None
+    max_expires_at: Time | None = None
+
+
 class ServicePort(WireModel):
     """A port of a tool service."""
 
@@ -149,8 +180,21 @@ class EnrollResponse(WireModel):
     services: list[Service] = Field(default_factory=list)
 
 
+class PeerRef(WireModel):
+    """A peer of a line of delegations."""
+
+    peer_id: str
+    name: str
+    policy_preset: str
+    expires_at: Time
+
+
 class Peer(WireModel):
-    """A peer as ``GET /api/v1/peers/{id}`` shows it. Holds no secret."""
+    """A peer as ``GET /api/v1/peers/{id}`` shows it. Holds no secret.
+
+    ``parent_ref`` is the agent that delegated to it. ``chain`` is the line from the first agent to
+    the parent and ``sub_agents`` who came from this one; both are left out of lists.
+    """
 
     peer_id: str
     name: str
@@ -165,6 +209,10 @@ class Peer(WireModel):
     max_expires_at: Time | None = None
     renewals: int = 0
     allow: list[AllowRule] = Field(default_factory=list)
+    parent_ref: str | None = None
+    delegation_depth: int = 0
+    chain: list[PeerRef] | None = None
+    sub_agents: list[PeerRef] | None = None
 
 
 class PeerPage(WireModel):

@@ -122,6 +122,29 @@ def used_up(token: TokenRecord) -> ApiProblem:
     )
 
 
+def peer_not_found(peer_id: str) -> ApiProblem:
+    """The 404 that a foreign peer and one that never was have in common."""
+    return ApiProblem("peer_not_found", f"there is no peer {peer_id} for this token")
+
+
+def check_alive(peer: PeerRecord, now: int) -> None:
+    """Refuse an identity that has ended.
+
+    Raises:
+        ApiProblem: ``peer_not_found`` or ``peer_expired``.
+    """
+    if peer.state == "deleted":
+        raise ApiProblem(
+            "peer_not_found", f"the identity {peer.id} was revoked; enroll anew if that is wanted"
+        )
+    if not peer.alive(now):
+        raise ApiProblem(
+            "peer_expired",
+            f"the identity {peer.id} expired at {rfc3339(peer.expires_at)} and cannot be renewed; "
+            "enroll anew",
+        )
+
+
 def _invalid() -> ApiProblem:
     return ApiProblem(
         "invalid_token",

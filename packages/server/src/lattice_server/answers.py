@@ -80,6 +80,18 @@ def peer_answer(peer: PeerRecord) -> dict[str, Any]:
         "maxExpiresAt": None if peer.max_expires_at is None else rfc3339(peer.max_expires_at),
         "renewals": peer.renewals,
         "allow": peer.allow,
+        "parentRef": peer.parent_id,
+        "delegationDepth": peer.delegation_depth,
+    }
+
+
+def peer_reference(peer: PeerRecord) -> dict[str, Any]:
+    """A peer of a line of delegations, in short."""
+    return {
+        "peerId": peer.id,
+        "name": peer.name,
+        "policyPreset": peer.preset,
+        "expiresAt": rfc3339(peer.expires_at),
     }
 
 
@@ -114,6 +126,7 @@ def lattice_peer(peer: PeerRecord) -> dict[str, Any]:
                 "lattice.io/agent-managed": "true" if peer.kind == "agent" else "false",
             },
             "annotations": {"lattice.io/agent-expires-at": rfc3339(peer.expires_at)},
+            **({"ownerReferences": [_owner(peer.parent_id)]} if peer.parent_id else {}),
         },
         "spec": {
             "peerName": peer.name,
@@ -122,6 +135,7 @@ def lattice_peer(peer: PeerRecord) -> dict[str, Any]:
             "policyPreset": peer.preset,
             "publicKey": peer.public_key,
             "allow": peer.allow,
+            **({"parentRef": peer.parent_id} if peer.parent_id else {}),
         },
         "status": {
             "phase": "Active",
@@ -130,6 +144,16 @@ def lattice_peer(peer: PeerRecord) -> dict[str, Any]:
             "maxExpiresAt": None if peer.max_expires_at is None else rfc3339(peer.max_expires_at),
             "renewals": peer.renewals,
         },
+    }
+
+
+def _owner(parent: str) -> dict[str, str]:
+    # https://kubernetes.io/docs/concepts/overview/working-with-objects/owners-dependents/
+    return {
+        "apiVersion": "alattice.io/v1alpha1",
+        "kind": "LatticePeer",
+        "name": parent,
+        "uid": parent,
     }
 
 

@@ -10,13 +10,14 @@ from typing import Final, Literal
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-TokenKind = Literal["admin", "workspace", "service", "gateway", "enrollment"]
+TokenKind = Literal["admin", "workspace", "service", "gateway", "enrollment", "delegation"]
 LETTERS: Final[dict[str, TokenKind]] = {
     "a": "admin",
     "w": "workspace",
     "s": "service",
     "g": "gateway",
     "e": "enrollment",
+    "d": "delegation",
 }
 _LETTER_OF = {kind: letter for letter, kind in LETTERS.items()}
 TOKEN_BYTES: Final = 32

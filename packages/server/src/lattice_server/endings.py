@@ -1,4 +1,4 @@
-"""How identities end: revoked by somebody, expired, or gone with their service."""
+"""How identities end: revoked by somebody, expired, gone with their service or their parent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lattice_server.policy import AgentRule
 from lattice_server.store import schema
 from lattice_server.store.database import Transaction
 from lattice_server.store.events import peer_event
-from lattice_server.store.queries import ripple
+from lattice_server.store.queries import descendants, ripple
 from lattice_server.store.records import PeerRecord
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ async def end_peers(
 ) -> None:
     """End living peers: state, address to quarantine, event; the gateway hears of it on commit.
 
+    Agents that descend from them by delegation end with them, in the same change.
+
     Args:
         control: the control plane.
         tx: the transaction it belongs to.
@@ -40,6 +42,9 @@ async def end_peers(
     now = now_ms()
     table = schema.peers.c
     state = "expired" if event == "expired" else "deleted"
+    own = {peer.id for peer in peers}
+    inherited = [p for p in await descendants(tx.connection, own) if p.id not in own]
+    peers = [*peers, *inherited]
     await tx.connection.execute(
         update(schema.peers)
         .where(table.id.in_([peer.id for peer in peers]))
@@ -55,7 +60,18 @@ async def end_peers(
         )
     await control.events.append(
         tx,
-        [peer_event(event, now, p, **{"expiresAt": rfc3339(p.expires_at), **data}) for p in peers],
+        [
+            peer_event(
+                event,
+                now,
+                peer,
+                **{
+                    "expiresAt": rfc3339(peer.expires_at),
+                    **(data if peer.id in own else _with_parent(peer)),
+                },
+            )
+            for peer in peers
+        ],
     )
     changes: dict[str, list[AgentRule]] = {}
     for peer in peers:
@@ -67,6 +83,10 @@ async def end_peers(
     gone = [peer.id for peer in peers]
     tx.after_commit.append(lambda: control.hub.publish(touched, gone))
     control.metrics.ended.labels(event).inc(len(peers))
+
+
+def _with_parent(peer: PeerRecord) -> dict[str, object]:
+    return {"by": "server", "reason": "parent", "parentRef": peer.parent_id}
 
 
 async def expire_due(control: ControlPlane, *, limit: int) -> int:

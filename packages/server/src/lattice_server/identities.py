@@ -12,10 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lattice_sdk.wire import EnrollRequest, RenewRequest
-from lattice_server import endings, terms
-from lattice_server.access import Principal, check_token, used_up
+from lattice_server import delegation, endings, terms
+from lattice_server.access import (
+    Principal,
+    check_alive,
+    check_token,
+    peer_not_found,
+    used_up,
+)
 from lattice_server.answers import identity_answer
 from lattice_server.clock import now_ms, rfc3339
 from lattice_server.credentials import new_id, new_key_pair, new_token, token_hash
@@ -34,6 +41,8 @@ if TYPE_CHECKING:
     from lattice_server.control import ControlPlane
 
 SERVICE_PRESET = "service"
+# How long a spent token takes up the identity that it made; the SDK gives up after 30 s.
+TAKE_UP_MS = 120_000
 
 
 async def enroll(
@@ -63,7 +72,7 @@ async def enroll(
         id=new_id("peer"),
         kind="agent",
         name=request.agent_name,
-        agent_type=request.agent_type or request.agent_name,
+        agent_type=granted.agent_type,
         workspace_id=granted.workspace,
         preset=granted.preset,
         allow=granted.allow,
@@ -80,6 +89,11 @@ async def enroll(
         version=1,
         state="active",
         ended_at=None,
+        delegation_depth=(
+            control.settings.delegation_depth
+            if token.delegation_depth is None
+            else token.delegation_depth
+        ),
     )
     for attempt in range(3):
         try:
@@ -103,6 +117,8 @@ async def _commit_agent(
     address: str | None = None
     try:
         async with control.database.write() as tx:
+            if token.kind == "delegation":
+                peer = await delegation.inherit(tx, token, peer)
             if not own_key:
                 known = await _holder_of_key(control, tx, peer.public_key)
                 if known is not None:
@@ -139,6 +155,8 @@ async def _take_up(
             errors=[{"field": "publicKey", "message": "make a new key pair"}],
         )
     await _check_again(tx, token)
+    if token.uses is not None and token.used >= token.uses:
+        _check_unanswered(token, known)
     limit = known.max_expires_at or asked.expires_at
     peer = replace(
         known,
@@ -149,8 +167,19 @@ async def _take_up(
         version=known.version + 1,
     )
     await store(tx, peer)
+    await delegation.shorten_descendants(control, tx, peer)
     await control.events.append(tx, [_enrolled(peer, again=True)])
     return await publish(control, tx, peer, known)
+
+
+def _check_unanswered(token: TokenRecord, known: PeerRecord) -> None:
+    """A spent token with a known key is a client that missed its answer, or a thief of the token.
+
+    The public key is no secret. What tells them apart is that a client tries again soon, and that
+    one that had its answer has renewed.
+    """
+    if known.renewals or now_ms() > known.created_at + TAKE_UP_MS:
+        raise used_up(token)
 
 
 async def connect_service(
@@ -232,14 +261,14 @@ async def renew(
     """
     if principal.peer is None or principal.peer.id != peer_id:
         raise peer_not_found(peer_id)
-    _check_alive(principal.peer, now_ms())
+    check_alive(principal.peer, now_ms())
     gateway = control.gateway()
     async with control.database.write() as tx:
         before = await peer_by_id(tx.connection, peer_id)
         now = now_ms()
         if before is None or before.token_hash != principal.peer.token_hash:
             raise peer_not_found(peer_id)
-        _check_alive(before, now)
+        check_alive(before, now)
         if before.kind == "service":
             # It can be renewed without end, so its token has to hold all the time.
             await _check_token_of(tx, before.issuer)
@@ -247,6 +276,9 @@ async def renew(
         expires = now + ttl
         if before.max_expires_at is not None:
             expires = min(expires, before.max_expires_at)
+        if before.parent_id is not None:
+            parent = await peer_by_id(tx.connection, before.parent_id)
+            expires = min(expires, parent.expires_at if parent else before.expires_at)
         key = request.public_key or before.public_key
         if key != before.public_key and await _holder_of_key(control, tx, key) is not None:
             raise ApiProblem("invalid_public_key", "this public key is in use; make a new key pair")
@@ -259,6 +291,8 @@ async def renew(
             version=before.version + 1,
         )
         await store(tx, peer)
+        if peer.expires_at < before.expires_at:
+            await delegation.shorten_descendants(control, tx, peer)
         await control.events.append(
             tx, [peer_event("renewed", now, peer, expiresAt=rfc3339(peer.expires_at))]
         )
@@ -278,39 +312,29 @@ async def remove(control: ControlPlane, peer_id: str, principal: Principal) -> N
     """
     async with control.database.write() as tx:
         peer = await peer_by_id(tx.connection, peer_id)
-        if peer is None or not may_act_on(principal, peer):
+        if peer is None or not await may_act_on(tx.connection, principal, peer):
             raise peer_not_found(peer_id)
         if peer.state == "active":
-            by = "itself" if principal.kind == "enrollment" else principal.kind
+            by: str = principal.kind
+            if principal.peer is not None:
+                by = "itself" if principal.peer.id == peer.id else "parent"
             await endings.end_peers(control, tx, [peer], "revoked", by=by)
     if control.hub.stream is not None:
         # Also for one that has ended already: a second DELETE must not overtake the first.
         await control.hub.wait(control.hub.revision, control.settings.delete_wait.total_seconds())
 
 
-def may_act_on(principal: Principal, peer: PeerRecord) -> bool:
-    """Whether the peer exists for this caller."""
-    if principal.peer is not None:
-        return principal.peer.id == peer.id
-    return principal.may_see(peer.workspace_id)
-
-
-def peer_not_found(peer_id: str) -> ApiProblem:
-    """The 404 that a foreign peer and one that never was have in common."""
-    return ApiProblem("peer_not_found", f"there is no peer {peer_id} for this token")
-
-
-def _check_alive(peer: PeerRecord, now: int) -> None:
-    if peer.state == "deleted":
-        raise ApiProblem(
-            "peer_not_found", f"the identity {peer.id} was revoked; enroll anew if that is wanted"
-        )
-    if not peer.alive(now):
-        raise ApiProblem(
-            "peer_expired",
-            f"the identity {peer.id} expired at {rfc3339(peer.expires_at)} and cannot be renewed; "
-            "enroll anew",
-        )
+async def may_act_on(connection: AsyncConnection, principal: Principal, peer: PeerRecord) -> bool:
+    """Whether the peer exists for this caller: its own, of its line, or of its workspace."""
+    if principal.peer is None:
+        return principal.may_see(peer.workspace_id)
+    if principal.peer.id == peer.id:
+        return True
+    above = peer.parent_id
+    while above is not None and above != principal.peer.id:
+        parent = await peer_by_id(connection, above)
+        above = parent.parent_id if parent else None
+    return above is not None
 
 
 def _keys(public_key: str | None) -> tuple[str | None, str]:
@@ -377,5 +401,6 @@ def _enrolled(peer: PeerRecord, **data: Any) -> dict[str, Any]:
         agentType=peer.agent_type,
         expiresAt=rfc3339(peer.expires_at),
         token=peer.issuer,
+        **({"parentRef": peer.parent_id} if peer.parent_id else {}),
         **data,
     )

@@ -22,6 +22,9 @@ class Metrics:
             "lattice_enrollments", "Enrollments answered with 201", registry=self.registry
         )
         self.renewals = Counter("lattice_renewals", "Renewals", registry=self.registry)
+        self.delegations = Counter(
+            "lattice_delegations", "Tokens made for sub-agents", registry=self.registry
+        )
         self.ended = Counter(
             "lattice_peers_ended", "Peers that ended", ["reason"], registry=self.registry
         )

@@ -17,6 +17,7 @@ CODES: dict[str, int] = {
     "token_revoked": 401,
     "token_used_up": 401,
     "forbidden": 403,
+    "delegation_not_permitted": 403,
     "preset_not_permitted": 403,
     "ttl_not_permitted": 403,
     "workspace_mismatch": 403,

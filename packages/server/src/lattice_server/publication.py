@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, update
 
-from lattice_server import endings
+from lattice_server import delegation, endings
 from lattice_server.clock import now_ms
 from lattice_server.hub import PeerObject
 from lattice_server.problems import gateway_unavailable
@@ -113,6 +113,8 @@ async def _undo(control: ControlPlane, done: Publication, token: TokenRecord | N
         if done.before is not None and done.before.alive(now_ms()):
             peer = replace(done.before, version=now.version + 1)
             await store(tx, peer)
+            if peer.expires_at < now.expires_at:
+                await delegation.shorten_descendants(control, tx, peer)
             await publish(control, tx, peer, done.before)
             return
         await endings.end_peers(control, tx, [now], "revoked", by="server", reason="gateway")

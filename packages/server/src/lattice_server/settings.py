@@ -49,6 +49,10 @@ class ServerSettings(BaseSettings):
         retention: how long ended peers are remembered, so that late calls get a true answer.
         event_retention: how long events are kept.
         event_limit: how many events are kept at most.
+        delegation_depth: how many generations of sub-agents may come from an agent whose token does
+            not say; zero forbids delegation.
+        sub_agent_limit: how many sub-agents and unused delegations one agent may have beneath it,
+            in all generations.
         insecure_http: permits to listen on a network address without TLS.
     """
 
@@ -68,6 +72,8 @@ class ServerSettings(BaseSettings):
     retention: Span = timedelta(hours=24)
     event_retention: Span = timedelta(days=30)
     event_limit: Annotated[int, Field(ge=1000)] = 1_000_000
+    delegation_depth: Annotated[int, Field(ge=0, le=100)] = 3
+    sub_agent_limit: Annotated[int, Field(ge=0)] = 64
     tls_cert: Path | None = None
     tls_key: Path | None = None
     insecure_http: bool = False

@@ -9,7 +9,7 @@ from typing import Any
 
 from lattice_sdk.durations import format_duration
 from lattice_sdk.wire import AllowRule, Duration, EnrollRequest, Name, PublicKey, RequestModel
-from lattice_server import policy
+from lattice_server import attenuation, policy
 from lattice_server.clock import to_ms
 from lattice_server.problems import ApiProblem
 from lattice_server.settings import ServerSettings
@@ -32,6 +32,7 @@ class Terms:
     """What an enrollment gets. Durations are in ms."""
 
     workspace: str
+    agent_type: str
     preset: str
     allow: list[dict[str, Any]]
     ttl: int
@@ -54,7 +55,9 @@ def for_agent(settings: ServerSettings, token: TokenRecord, request: EnrollReque
             "or use a token of that workspace",
             errors=[{"field": "workspaceId", "message": "not the token's workspace"}],
         )
-    preset = request.policy_preset or "sandboxed"
+    # A sub-agent's token permits one preset, which need not be said again.
+    delegated = token.presets[0] if token.delegated is not None and token.presets else None
+    preset = request.policy_preset or delegated or "sandboxed"
     if preset not in policy.PRESETS:
         raise ApiProblem(
             "unknown_preset",
@@ -70,14 +73,24 @@ def for_agent(settings: ServerSettings, token: TokenRecord, request: EnrollReque
             errors=[{"field": "policyPreset", "message": "not permitted by the token"}],
         )
     ttl, max_ttl = lifetime(settings, token, request.ttl)
+    allow = _allow(settings, token, preset, request.allow)
+    if token.delegated is not None:
+        allow = _as_delegated(token.delegated, request, preset, allow)
     return Terms(
         workspace=workspace,
+        agent_type=agent_type(token, request),
         preset=preset,
-        allow=_allow(settings, token, preset, request.allow),
+        allow=allow,
         ttl=ttl,
         max_ttl=max_ttl,
         max_lifetime=_max_lifetime(settings, token),
     )
+
+
+def agent_type(token: TokenRecord, request: EnrollRequest) -> str:
+    """The kind of agent: what it says, else what it was delegated as, else its name."""
+    delegated = (token.delegated or {}).get("agentType")
+    return request.agent_type or delegated or request.agent_name
 
 
 def permitted_presets(token: TokenRecord) -> frozenset[str]:
@@ -155,6 +168,34 @@ def _allow(
         for number, rule in enumerate(rules)
     }
     return [{"to": to, "protocol": what, "port": port} for to, what, port in sorted(checked)]
+
+
+def _as_delegated(
+    delegated: dict[str, Any], request: EnrollRequest, preset: str, allow: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The allow list of a sub-agent, which is to be what it was delegated as."""
+    for field, name, asked in (
+        ("agentName", delegated["name"], request.agent_name),
+        ("agentType", delegated.get("agentType"), request.agent_type),
+    ):
+        if name is not None and asked not in (None, name):
+            raise ApiProblem(
+                "forbidden",
+                f"the token was delegated for the {field} {name} alone; enroll as that",
+                errors=[{"field": field, "message": f"has to be {name}"}],
+            )
+    ceiling = delegated.get("allow")
+    if ceiling is None or preset != "isolated":
+        return allow
+    if not allow:
+        return list(ceiling)
+    if not attenuation.allow_within(allow, ceiling):
+        raise ApiProblem(
+            "forbidden",
+            "allow names more than the token was delegated with; leave it out",
+            errors=[{"field": "allow", "message": "not within what was delegated"}],
+        )
+    return allow
 
 
 def _overlay_address(settings: ServerSettings, to: str, number: int) -> str:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import typer
 
+from lattice_sdk.cli.delegate import delegate
 from lattice_sdk.cli.output import Format, show_list, show_one
 from lattice_sdk.cli.parsing import parse_ports
 from lattice_sdk.cli.session import Session, Workspace, connected
@@ -96,13 +97,17 @@ def list_peers(session: Session, workspace: Workspace = None) -> None:
 @peers.command("get")
 @connected
 def get_peer(session: Session, peer: Annotated[str, typer.Argument(metavar="PEER")]) -> None:
-    """Show one identity.
+    """Show one identity, and the line of delegations that it stands in.
 
     For example:
 
       lattice peers get peer-4x2k7q
     """
-    show_one(session.run(lambda api: api.request("GET", _path("peers", peer))), session.output)
+    shown = session.run(lambda api: api.request("GET", _path("peers", peer)))
+    if session.output is Format.table:
+        for field, between in (("chain", " > "), ("subAgents", ", ")):
+            shown[field] = between.join(map(_reference, shown.get(field) or [])) or None
+    show_one(shown, session.output)
 
 
 @peers.command("delete")
@@ -123,6 +128,9 @@ def delete_peers(session: Session, peer: Annotated[list[str], typer.Argument()])
             _done(session, "deleted", one)
 
     session.run(delete)
+
+
+peers.command("delegate")(delegate)
 
 
 @tokens.command("create")
@@ -324,6 +332,10 @@ def _all(session: Session, kind: str, **query: Any) -> list[Mapping[str, Any]]:
                 return rows
 
     return session.run(collect)
+
+
+def _reference(peer: Mapping[str, Any]) -> str:
+    return f"{peer['peerId']} ({peer['name']}, {peer['policyPreset']})"
 
 
 def _path(kind: str, name: str | None = None) -> str:

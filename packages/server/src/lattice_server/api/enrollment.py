@@ -8,16 +8,24 @@ from fastapi import APIRouter, Body, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy import select
 
-from lattice_sdk.wire import EnrollRequest, EnrollResponse, Peer, PeerPage, RenewRequest
-from lattice_server import identities
-from lattice_server.access import Principal, authenticate
-from lattice_server.answers import peer_answer
+from lattice_sdk.wire import (
+    DelegateRequest,
+    DelegateResponse,
+    EnrollRequest,
+    EnrollResponse,
+    Peer,
+    PeerPage,
+    RenewRequest,
+)
+from lattice_server import delegation, identities
+from lattice_server.access import Principal, authenticate, peer_not_found
+from lattice_server.answers import peer_answer, peer_reference
 from lattice_server.api.common import Authorization, Control, Cursor, Limit, number_cursor, problems
 from lattice_server.clock import now_ms, rfc3339
 from lattice_server.control import ControlPlane
 from lattice_server.problems import ApiProblem
 from lattice_server.store import schema
-from lattice_server.store.queries import peer_by_id
+from lattice_server.store.queries import ancestors, descendants, peer_by_id
 from lattice_server.store.records import PeerRecord
 
 router = APIRouter(tags=["enrollment"])
@@ -48,13 +56,13 @@ async def enroll(
     ],
     authorization: Authorization = None,
 ) -> Response:
-    """Give an agent its identity. Bearer: a workspace token.
+    """Give an agent its identity. Bearer: a workspace token, or for a sub-agent a delegated one.
 
     Answered once the gateway has the peer; for a caller that has hung up by then it is taken back.
     The same ``publicKey`` with the same request is the same identity: its id and address, and a new
     enrollment token that replaces the one before.
     """
-    principal = await authenticate(control, authorization, "workspace", spent=True)
+    principal = await authenticate(control, authorization, "workspace", "delegation", spent=True)
     answer = await identities.enroll(control, principal, body, request.is_disconnected)
     return JSONResponse(answer, status_code=201, headers=_NO_STORE)
 
@@ -81,6 +89,28 @@ async def renew(
     return JSONResponse(answer, headers=_NO_STORE)
 
 
+@router.post(
+    "/api/v1/agents/{peer_id}/delegate",
+    status_code=201,
+    response_model=None,
+    summary="Delegate to a sub-agent",
+    responses={
+        201: {"model": DelegateResponse},
+        **problems(400, 401, 403, 404, 410, 413, 422),
+    },
+)
+async def delegate(
+    control: Control, peer_id: PeerId, body: DelegateRequest, authorization: Authorization = None
+) -> Response:
+    """Make a token with which one sub-agent enrolls. Bearer: the agent's enrollment token.
+
+    The sub-agent has never more than the agent: preset, grants, services and life. It ends with it.
+    """
+    principal = await authenticate(control, authorization, "enrollment")
+    answer = await delegation.delegate(control, peer_id, principal, body)
+    return JSONResponse(answer, status_code=201, headers=_NO_STORE)
+
+
 @router.delete(
     "/api/v1/peers/{peer_id}",
     status_code=204,
@@ -91,7 +121,10 @@ async def renew(
 async def delete_peer(
     control: Control, peer_id: PeerId, authorization: Authorization = None
 ) -> Response:
-    """End an identity; also when it has ended already. Bearer: enrollment, workspace or admin."""
+    """End an identity and its sub-agents; also when it has ended already.
+
+    Bearer: its enrollment token or that of an agent it comes from, its workspace's, or admin.
+    """
     principal = await authenticate(control, authorization, "enrollment", "workspace", "admin")
     await identities.remove(control, peer_id, principal)
     return Response(status_code=204)
@@ -106,9 +139,19 @@ async def delete_peer(
 async def get_peer(
     control: Control, peer_id: PeerId, authorization: Authorization = None
 ) -> Response:
-    """A living identity. Bearer: its enrollment token, its workspace's token, or admin."""
+    """A living identity, with the line of delegations it stands in.
+
+    Bearer: its enrollment token or that of an agent it comes from, its workspace's, or admin.
+    """
     principal = await authenticate(control, authorization, "enrollment", "workspace", "admin")
-    return JSONResponse(peer_answer(await living_peer(control, principal, peer_id)))
+    peer = await living_peer(control, principal, peer_id)
+    async with control.database.read() as connection:
+        chain = await ancestors(connection, [peer])
+        below = await descendants(connection, [peer.id])
+    answer = peer_answer(peer)
+    answer["chain"] = [peer_reference(one) for one in reversed(chain)]
+    answer["subAgents"] = [peer_reference(one) for one in below if one.parent_id == peer.id]
+    return JSONResponse(answer)
 
 
 @router.get(
@@ -160,8 +203,9 @@ async def living_peer(control: ControlPlane, principal: Principal, peer_id: str)
     """
     async with control.database.read() as connection:
         peer = await peer_by_id(connection, peer_id)
-    if peer is None or not identities.may_act_on(principal, peer) or peer.state == "deleted":
-        raise identities.peer_not_found(peer_id)
+        known = peer is not None and await identities.may_act_on(connection, principal, peer)
+    if peer is None or not known or peer.state == "deleted":
+        raise peer_not_found(peer_id)
     if not peer.alive(now_ms()):
         raise ApiProblem(
             "peer_expired", f"the identity {peer.id} expired at {rfc3339(peer.expires_at)}"

@@ -20,6 +20,7 @@ router = APIRouter(tags=["management"])
 LINES_AT_ONCE = 500
 EventType = Literal[
     "enrolled",
+    "delegated",
     "renewed",
     "revoked",
     "expired",

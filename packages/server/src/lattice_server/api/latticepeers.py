@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse, Response
 
-from lattice_server.access import authenticate
+from lattice_server.access import authenticate, peer_not_found
 from lattice_server.answers import lattice_peer
 from lattice_server.api.common import Authorization, Control, Limit, number_cursor, problems
 from lattice_server.api.enrollment import (
@@ -16,7 +16,6 @@ from lattice_server.api.enrollment import (
     page_of_peers,
     workspace_scope,
 )
-from lattice_server.identities import peer_not_found
 
 router = APIRouter(tags=["LatticePeer"])
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from lattice_server import policy
+from lattice_server import attenuation, policy
 from lattice_server.hub import PeerObject
 from lattice_server.store import schema
 from lattice_server.store.records import PeerRecord, ServiceRecord
+
+IDS_AT_ONCE = 500  # in one statement; SQLite once took 999 at most
 
 
 async def services_of(connection: AsyncConnection, workspace: str) -> list[ServiceRecord]:
@@ -51,6 +53,45 @@ async def peer_by_id(connection: AsyncConnection, peer_id: str) -> PeerRecord | 
     return PeerRecord.of(row) if row else None
 
 
+async def ancestors(connection: AsyncConnection, peers: Iterable[PeerRecord]) -> list[PeerRecord]:
+    """The living agents that these descend from, less those among them."""
+    known = {peer.id: peer for peer in peers}
+    found: dict[str, PeerRecord] = {}
+    wanted = {peer.parent_id for peer in known.values() if peer.parent_id} - known.keys()
+    table = schema.peers.c
+    while wanted:
+        rows = await connection.execute(
+            select(schema.peers).where(table.id.in_(wanted), table.state == "active")
+        )
+        level = {row.id: PeerRecord.of(row) for row in rows}
+        found |= level
+        above = {peer.parent_id for peer in level.values() if peer.parent_id}
+        wanted = above - known.keys() - found.keys()
+    return list(found.values())
+
+
+async def descendants(connection: AsyncConnection, peer_ids: Collection[str]) -> list[PeerRecord]:
+    """The living agents that come from these by delegation, in all generations, parents first."""
+    found: dict[str, PeerRecord] = {}
+    level = list(peer_ids)
+    table = schema.peers.c
+    while level:
+        following: list[str] = []
+        for start in range(0, len(level), IDS_AT_ONCE):
+            rows = await connection.execute(
+                select(schema.peers).where(
+                    table.parent_id.in_(level[start : start + IDS_AT_ONCE]),
+                    table.state == "active",
+                )
+            )
+            for peer in map(PeerRecord.of, rows):
+                if peer.id not in found:
+                    found[peer.id] = peer
+                    following.append(peer.id)
+        level = following
+    return list(found.values())
+
+
 async def service_by_name(
     connection: AsyncConnection, workspace: str, name: str
 ) -> ServiceRecord | None:
@@ -77,19 +118,22 @@ async def peer_objects(
     if agents and services is None:
         services = await services_of(connection, workspace)
     rules = [service.rule() for service in services or ()]
-    reachable = []
+    reachable: list[policy.AgentRule] = []
     if any(peer.preset != "sandboxed" for peer in agents):
         reachable = [
             peer.rule()
             for peer in await live_agents(connection, workspace, policy.ACCEPTS_INGRESS, now)
         ]
-    return [
-        peer_object(
-            peer,
-            policy.compile_grants(peer.rule(), rules, reachable) if peer.kind == "agent" else (),
-        )
-        for peer in peers
-    ]
+    line = [*agents, *await ancestors(connection, agents)]
+    kin = kin_of(line, {p.id: policy.compile_grants(p.rule(), rules, reachable) for p in line})
+    return [peer_object(peer, attenuation.bounded(peer.id, kin)) for peer in peers]
+
+
+def kin_of(
+    agents: Iterable[PeerRecord], grants: Mapping[str, tuple[policy.Grant, ...]]
+) -> dict[str, attenuation.Kin]:
+    """Agents and the grants of their own presets, for :func:`attenuation.bounded`."""
+    return {a.id: attenuation.Kin(a.address, a.parent_id, grants[a.id]) for a in agents}
 
 
 def peer_object(peer: PeerRecord, grants: tuple[policy.Grant, ...]) -> PeerObject:
@@ -135,5 +179,6 @@ async def whole_state(connection: AsyncConnection, now: int) -> list[PeerObject]
                 {peer.id: peer.rule() for peer in members if peer.kind == "agent"},
             )
         )
-        state.extend(peer_object(peer, compiled.get(peer.id, ())) for peer in members)
+        kin = kin_of((peer for peer in members if peer.kind == "agent"), compiled)
+        state.extend(peer_object(peer, attenuation.bounded(peer.id, kin)) for peer in members)
     return state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from sqlalchemy import Row
@@ -34,6 +34,10 @@ class PeerRecord:
     version: int
     state: str
     ended_at: int | None
+    parent_id: str | None = None
+    root_id: str | None = None
+    depth: int = 0
+    delegation_depth: int = 0
 
     @classmethod
     def of(cls, row: Row[Any]) -> PeerRecord:
@@ -84,7 +88,7 @@ class ServiceRecord:
 
 @dataclass(frozen=True, slots=True)
 class TokenRecord:
-    """A row of ``tokens``, without the hash."""
+    """A row of ``tokens``, without the hashes."""
 
     n: int
     id: str
@@ -100,8 +104,22 @@ class TokenRecord:
     created_at: int
     expires_at: int | None
     revoked_at: int | None
+    agent_types: list[str] | None = None
+    sources: list[str] | None = None
+    delegation_depth: int | None = None
+    previous_until: int | None = None
+    parent_id: str | None = None
+    delegated: dict[str, Any] | None = None
+    trust: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, row: Row[Any]) -> TokenRecord:
         """The record of a row of ``tokens``."""
-        return cls(**{key: value for key, value in row._mapping.items() if key != "hash"})
+        return cls(**{key: row._mapping[key] for key in _TOKEN_FIELDS})
+
+    def values(self) -> dict[str, Any]:
+        """The columns, for an insert; the hash is not among them."""
+        return {key: value for key, value in asdict(self).items() if key != "n"}
+
+
+_TOKEN_FIELDS = tuple(field.name for field in fields(TokenRecord))

@@ -12,6 +12,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    UniqueConstraint,
     text,
 )
 
@@ -51,6 +52,19 @@ tokens = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
+    # Who may use it, beyond its text: kinds of agent, and networks that it is sent from.
+    Column("agent_types", JSON),
+    Column("sources", JSON),
+    # How many generations of sub-agents may come from it; null is the server's own limit.
+    Column("delegation_depth", Integer),
+    # The text before a rotation, and how long it still holds.
+    Column("previous_hash", String(64), index=True),
+    Column("previous_until", BigInteger),
+    # Of kind delegation: the agent it comes from, and what the sub-agent is to be.
+    Column("parent_id", String(64), index=True),
+    Column("delegated", JSON),
+    # Of kind trust, which has no text: whose JWTs are taken instead.
+    Column("trust", JSON),
 )
 
 # An identity, agent or connected service. It stays as a memory (state expired or deleted) for the
@@ -79,6 +93,14 @@ peers = Table(
     Column("version", BigInteger, nullable=False),
     Column("state", String(16), nullable=False),
     Column("ended_at", BigInteger),
+    # Of a sub-agent: who delegated to it, the first of the line, and how far it is from there.
+    Column("parent_id", String(64)),
+    Column("root_id", String(64)),
+    Column("depth", Integer, nullable=False, server_default="0"),
+    # How many generations may come from this one.
+    Column("delegation_depth", Integer, nullable=False, server_default="0"),
+    Index("ix_peers_parent", "parent_id", "state"),
+    Index("ix_peers_root", "root_id", "state"),
     Index("ix_peers_state_expires", "state", "expires_at"),
     Index("ix_peers_state_ended", "state", "ended_at"),
     Index("ix_peers_workspace", "workspace_id", "state", "preset"),
@@ -135,6 +157,24 @@ events = Table(
     Column("name", String(128)),
     Column("data", JSON, nullable=False),
     sqlite_autoincrement=True,
+)
+
+# Refused flows added up, one row for each: who, to where, how often, first and last.
+denials = Table(
+    "denials",
+    metadata,
+    Column("n", Sequence, primary_key=True, autoincrement=True),
+    Column("peer_id", String(64), nullable=False),
+    Column("workspace_id", String(128), index=True),
+    Column("name", String(128)),
+    Column("source", String(64), nullable=False),
+    Column("destination", String(64), nullable=False),
+    Column("protocol", String(16), nullable=False),
+    Column("port", Integer, nullable=False),
+    Column("packets", BigInteger, nullable=False),
+    Column("first_at", BigInteger, nullable=False),
+    Column("last_at", BigInteger, nullable=False, index=True),
+    UniqueConstraint("peer_id", "destination", "protocol", "port"),
 )
 
 facts = Table(

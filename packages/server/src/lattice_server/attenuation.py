@@ -1,0 +1,129 @@
+"""What a delegation may carry: never more than the agent that delegates has. Pure.
+
+Two things hold a sub-agent down. What it asks for is compared with its parent when it is delegated
+and when it enrolls (:func:`preset_within`, :func:`allow_within`), so that a refusal says why. And
+its grants are cut to its parent's each time they are compiled (:func:`bounded`): a parent that
+loses a service, by whatever road, has lost it for all that came from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any, Final
+
+from lattice_server.policy import ANY_PORT, Grant
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """The words that a preset is made of: where its agents may go, and who may come."""
+
+    egress: frozenset[str]
+    ingress: frozenset[str]
+
+
+OWN_LIST: Final = "allow"
+REACHES: Final[Mapping[str, Reach]] = {
+    "sandboxed": Reach(frozenset({"services"}), frozenset()),
+    "coordinator": Reach(frozenset({"services", "agents"}), frozenset({"agents"})),
+    "isolated": Reach(frozenset({OWN_LIST}), frozenset()),
+}
+
+
+def preset_within(child: str, parent: str, reaches: Mapping[str, Reach] = REACHES) -> bool:
+    """Whether a preset is no wider than another.
+
+    A list of its own (``isolated``) is no wider than anything: its rules are compared one by one,
+    by :func:`allow_within` or :func:`bounded`. An unknown preset is within nothing.
+    """
+    if child not in reaches or parent not in reaches:
+        return False
+    one, other = reaches[child], reaches[parent]
+    return one.egress - {OWN_LIST} <= other.egress and one.ingress <= other.ingress
+
+
+def allow_within(rules: Iterable[Mapping[str, Any]], ceiling: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether each rule of an allow list is covered by one rule of another."""
+    limits = list(ceiling)
+    return all(any(_covers(limit, rule) for limit in limits) for rule in rules)
+
+
+def _covers(limit: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
+    same = (limit["protocol"], limit["port"]) == (rule["protocol"], rule["port"])
+    return same and _destination_within(str(rule["to"]), str(limit["to"]))
+
+
+def _destination_within(one: str, other: str) -> bool:
+    network, limit = _network(one), _network(other)
+    if network is not None and limit is not None:
+        if isinstance(network, IPv4Network) and isinstance(limit, IPv4Network):
+            return network.subnet_of(limit)
+        if isinstance(network, IPv6Network) and isinstance(limit, IPv6Network):
+            return network.subnet_of(limit)
+        return False
+    if network is not None or limit is not None:
+        return False  # a name leads anywhere
+    name, pattern = one.lower().rstrip("."), other.lower().rstrip(".")
+    if pattern.startswith("*."):
+        return name.endswith(pattern[1:]) and len(name) > len(pattern[1:])
+    return name == pattern
+
+
+def _network(text: str) -> IPv4Network | IPv6Network | None:
+    try:
+        return ip_network(text, strict=False)
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Kin:
+    """An agent of a line of delegations, with the grants of its own preset."""
+
+    address: str
+    parent: str | None
+    grants: tuple[Grant, ...]
+
+
+def bounded(who: str, kin: Mapping[str, Kin]) -> tuple[Grant, ...]:
+    """The grants of an agent, cut to those of everybody it descends from.
+
+    Nobody has a grant to itself, yet a sub-agent may call back those that it comes from, where
+    both presets say so: a grant to an ancestor counts as covered by that ancestor.
+
+    Args:
+        who: its id.
+        kin: the agent and its ancestors by id, and others. Where an ancestor is missing, nothing
+            is granted.
+    """
+    one = kin.get(who)
+    if one is None:
+        return ()
+    grants = one.grants
+    while one.parent is not None:
+        parent = kin.get(one.parent)
+        if parent is None:
+            return ()
+        grants = within(grants, parent.grants, parent.address)
+        one = parent
+    return grants
+
+
+def within(
+    grants: tuple[Grant, ...], ceiling: Iterable[Grant], itself: str | None = None
+) -> tuple[Grant, ...]:
+    """Those of the grants that a ceiling covers.
+
+    Args:
+        grants: of a sub-agent.
+        ceiling: of its parent.
+        itself: the parent's own address.
+    """
+    limits = set(ceiling)
+    return tuple(
+        grant
+        for grant in grants
+        if grant in limits or grant.to == itself or Grant(grant.to, "any", ANY_PORT) in limits
+    )

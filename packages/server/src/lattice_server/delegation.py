@@ -1,0 +1,264 @@
+"""Delegation: an agent hands a part of what it has, never more, to a sub-agent.
+
+It gets a token that is good for one enrollment and holds as long as the agent does. The sub-agent's
+life is cut to its parent's at each change of either, and ends with it (:mod:`endings`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, insert, or_, select, update
+
+from lattice_sdk.wire import DelegateRequest, EnrollRequest
+from lattice_server import attenuation, terms
+from lattice_server.access import Principal, check_alive, peer_not_found
+from lattice_server.clock import now_ms, rfc3339, to_ms
+from lattice_server.credentials import new_id, new_token, token_hash
+from lattice_server.policy import ACCEPTS_INGRESS, Grant
+from lattice_server.problems import ApiProblem
+from lattice_server.store import schema
+from lattice_server.store.database import Transaction
+from lattice_server.store.events import peer_event
+from lattice_server.store.queries import descendants, peer_by_id, peer_objects
+from lattice_server.store.records import PeerRecord, TokenRecord
+
+if TYPE_CHECKING:
+    from lattice_server.control import ControlPlane
+
+
+async def delegate(
+    control: ControlPlane, peer_id: str, principal: Principal, body: DelegateRequest
+) -> dict[str, Any]:
+    """Make a token with which one sub-agent enrolls.
+
+    Raises:
+        ApiProblem: ``delegation_not_permitted``, ``preset_not_permitted``, ``ttl_not_permitted``,
+            ``peer_not_found``, ``peer_expired``, …
+    """
+    if principal.peer is None or principal.peer.id != peer_id:
+        raise peer_not_found(peer_id)
+    secret = new_token("delegation")
+    async with control.database.write() as tx:
+        parent = await peer_by_id(tx.connection, peer_id)
+        now = now_ms()
+        if parent is None or parent.token_hash != principal.peer.token_hash:
+            raise peer_not_found(peer_id)
+        check_alive(parent, now)
+        _check_may_delegate(parent)
+        token = _token(parent, body, now)
+        asked = _as_enrollment(body, token)
+        granted = terms.for_agent(control.settings, token, asked)
+        if granted.allow:
+            _check_allow(await _grants(tx, parent), parent, granted.allow)
+        if body.allow is not None:
+            token = replace(token, delegated={**(token.delegated or {}), "allow": granted.allow})
+        await _check_room(control, tx, parent, now)
+        await tx.connection.execute(
+            insert(schema.tokens).values(hash=token_hash(secret), **token.values())
+        )
+        await control.events.append(tx, [_delegated(parent, token, now)])
+    control.metrics.delegations.inc()
+    limit = now + (token.max_lifetime or 0)
+    return {
+        "enrollmentToken": secret,
+        "expiresAt": rfc3339(token.expires_at or now),
+        "parentRef": parent.id,
+        "subAgentName": body.sub_agent_name,
+        "policyPreset": granted.preset,
+        "workspaceId": parent.workspace_id,
+        "maxExpiresAt": rfc3339(min(limit, parent.max_expires_at or limit)),
+    }
+
+
+async def inherit(tx: Transaction, token: TokenRecord, peer: PeerRecord) -> PeerRecord:
+    """A sub-agent that enrolls, cut to what its parent has at this moment.
+
+    Raises:
+        ApiProblem: ``token_revoked`` when the parent has ended, ``forbidden`` when it does not
+            reach what the sub-agent asks for.
+    """
+    now = now_ms()
+    parent = await peer_by_id(tx.connection, token.parent_id or "")
+    if parent is None or not parent.alive(now):
+        raise ApiProblem(
+            "token_revoked",
+            f"the agent {token.parent_id} that this token was delegated by has ended, and what it "
+            "delegated with it; ask for a new token",
+        )
+    if peer.allow:
+        _check_allow(await _grants(tx, parent), parent, peer.allow)
+    return replace(
+        cut_to(peer, parent),
+        parent_id=parent.id,
+        root_id=parent.root_id or parent.id,
+        depth=parent.depth + 1,
+        delegation_depth=token.delegation_depth or 0,
+    )
+
+
+def cut_to(peer: PeerRecord, parent: PeerRecord) -> PeerRecord:
+    """The peer with no date of it beyond its parent's."""
+    latest = peer.max_expires_at
+    if parent.max_expires_at is not None:
+        latest = min(latest or parent.max_expires_at, parent.max_expires_at)
+    expires = min(peer.expires_at, parent.expires_at)
+    return replace(
+        peer,
+        max_expires_at=latest,
+        expires_at=expires if latest is None else min(expires, latest),
+    )
+
+
+async def shorten_descendants(control: ControlPlane, tx: Transaction, parent: PeerRecord) -> None:
+    """After an agent's deadline has moved forward: nobody that comes from it ends later."""
+    cut: list[PeerRecord] = []
+    line = {parent.id: parent}
+    for peer in await descendants(tx.connection, [parent.id]):
+        shorter = cut_to(peer, line[peer.parent_id or ""])
+        if shorter != peer:
+            shorter = replace(shorter, version=peer.version + 1)
+            cut.append(shorter)
+        line[peer.id] = shorter
+    if not cut:
+        return
+    for peer in cut:
+        await tx.connection.execute(
+            update(schema.peers).where(schema.peers.c.id == peer.id).values(**peer.values())
+        )
+    objects = await peer_objects(tx.connection, parent.workspace_id, cut, now_ms())
+    tx.after_commit.append(lambda: control.hub.publish(objects))
+
+
+def _token(parent: PeerRecord, body: DelegateRequest, now: int) -> TokenRecord:
+    preset = body.policy_preset or (
+        "sandboxed" if attenuation.preset_within("sandboxed", parent.preset) else parent.preset
+    )
+    _check_preset(parent, preset)
+    ttl = terms.renewal(parent, body.ttl)
+    lifetime = (parent.max_expires_at or parent.expires_at) - parent.created_at
+    if body.max_lifetime is not None:
+        lifetime = min(lifetime, max(terms.SHORTEST_TTL_MS, to_ms(body.max_lifetime)))
+    depth = parent.delegation_depth - 1
+    if body.delegation_depth is not None:
+        depth = min(depth, body.delegation_depth)
+    return TokenRecord(
+        n=0,
+        id=new_id("token"),
+        kind="delegation",
+        workspace_id=parent.workspace_id,
+        service=None,
+        presets=[preset],
+        allow_isolated=preset == "isolated",
+        max_ttl=min(ttl, lifetime),
+        max_lifetime=lifetime,
+        uses=1,
+        used=0,
+        created_at=now,
+        expires_at=min(now + min(ttl, lifetime), parent.expires_at),
+        revoked_at=None,
+        delegation_depth=depth,
+        parent_id=parent.id,
+        delegated={"name": body.sub_agent_name, "agentType": body.agent_type},
+    )
+
+
+def _as_enrollment(body: DelegateRequest, token: TokenRecord) -> EnrollRequest:
+    """The enrollment that the sub-agent is to make, to be checked as it will be."""
+    return EnrollRequest(
+        agent_name=body.sub_agent_name,
+        agent_type=body.agent_type,
+        policy_preset=_preset(token),
+        allow=body.allow or [],
+    )
+
+
+def _check_may_delegate(parent: PeerRecord) -> None:
+    if parent.kind != "agent":
+        raise ApiProblem("delegation_not_permitted", "only agents delegate, and this is a service")
+    if parent.delegation_depth < 1:
+        raise ApiProblem(
+            "delegation_not_permitted",
+            f"the agent {parent.id} may not delegate: the depth that its token permits is used up; "
+            "let an agent above it delegate, or ask for a token with a greater delegationDepth",
+        )
+
+
+def _check_preset(parent: PeerRecord, preset: str) -> None:
+    if preset not in attenuation.REACHES:
+        return  # terms.for_agent says what there is
+    if not attenuation.preset_within(preset, parent.preset):
+        raise ApiProblem(
+            "preset_not_permitted",
+            f"{preset} reaches further than {parent.preset}, which is what the agent {parent.id} "
+            f"has; delegate {parent.preset} or isolated",
+            errors=[{"field": "policyPreset", "message": f"wider than {parent.preset}"}],
+        )
+
+
+def _check_allow(grants: Iterable[Grant], parent: PeerRecord, allow: list[dict[str, Any]]) -> None:
+    if parent.preset == "isolated":
+        covered = attenuation.allow_within(allow, parent.allow)
+    else:
+        asked = tuple(Grant(rule["to"], rule["protocol"], rule["port"]) for rule in allow)
+        itself = parent.address if parent.preset in ACCEPTS_INGRESS else None
+        covered = attenuation.within(asked, grants, itself) == asked
+    if not covered:
+        raise ApiProblem(
+            "forbidden",
+            f"allow names a destination that the agent {parent.id} does not reach itself; "
+            "leave it out",
+            errors=[{"field": "allow", "message": "not within the parent's own reach"}],
+        )
+
+
+async def _grants(tx: Transaction, peer: PeerRecord) -> Iterable[Grant]:
+    [own] = await peer_objects(tx.connection, peer.workspace_id, [peer], now_ms())
+    return own.grants
+
+
+async def _check_room(control: ControlPlane, tx: Transaction, parent: PeerRecord, now: int) -> None:
+    """Count the living line and the tokens it has not used, against a flood of sub-agents."""
+    peers, tokens = schema.peers.c, schema.tokens.c
+    root = parent.root_id or parent.id
+    living = await tx.connection.scalar(
+        select(func.count())
+        .select_from(schema.peers)
+        .where(peers.root_id == root, peers.state == "active", peers.expires_at > now)
+    )
+    line = select(peers.id).where(or_(peers.id == root, peers.root_id == root))
+    unused = await tx.connection.scalar(
+        select(func.count())
+        .select_from(schema.tokens)
+        .where(
+            tokens.parent_id.in_(line),
+            tokens.used == 0,
+            tokens.revoked_at.is_(None),
+            tokens.expires_at > now,
+        )
+    )
+    if (living or 0) + (unused or 0) >= control.settings.sub_agent_limit:
+        raise ApiProblem(
+            "delegation_not_permitted",
+            f"the agent {root} has {control.settings.sub_agent_limit} sub-agents and unused "
+            "delegations beneath it, which is the most; end some, or let tokens expire",
+        )
+
+
+def _preset(token: TokenRecord) -> str | None:
+    return token.presets[0] if token.presets else None
+
+
+def _delegated(parent: PeerRecord, token: TokenRecord, now: int) -> dict[str, Any]:
+    delegated = token.delegated or {}
+    return peer_event(
+        "delegated",
+        now,
+        parent,
+        subAgentName=delegated["name"],
+        subAgentPreset=_preset(token),
+        token=token.id,
+        expiresAt=rfc3339(token.expires_at or now),
+    )

@@ -1,0 +1,185 @@
+"""Whatever is delegated, nothing comes out that the parent does not have."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lattice_server.attenuation import (
+    REACHES,
+    Kin,
+    Reach,
+    allow_within,
+    bounded,
+    preset_within,
+    within,
+)
+from lattice_server.policy import (
+    ACCEPTS_INGRESS,
+    ANY_PORT,
+    PRESETS,
+    AgentRule,
+    Grant,
+    ServiceRule,
+    compile_grants,
+)
+
+addresses = st.integers(2, 9).map(lambda n: f"10.96.0.{n}")
+ports = st.integers(1, 3)
+protocols = st.sampled_from(["tcp", "udp"])
+grants = st.builds(Grant, addresses, protocols, ports) | st.builds(
+    Grant, addresses, st.just("any"), st.just(ANY_PORT)
+)
+words = st.frozensets(st.sampled_from(["services", "agents", "allow"]))
+reaches = st.dictionaries(st.sampled_from("abcd"), st.builds(Reach, words, words), min_size=1)
+
+names = st.sampled_from(["pypi.org", "files.pypi.org", "a.files.pypi.org", "evil-pypi.org"])
+patterns = st.sampled_from(["*.pypi.org", "*.files.pypi.org", "*.org"])
+networks = st.builds(
+    lambda a, b, length: f"10.{a}.{b}.0/{length}", st.integers(0, 1), st.integers(0, 1), ports
+).map(lambda text: text.replace("/1", "/8").replace("/2", "/16").replace("/3", "/24"))
+rules = st.fixed_dictionaries(
+    {"to": names | patterns | networks | addresses, "protocol": protocols, "port": ports}
+)
+
+
+def test_every_preset_of_the_policy_has_its_words() -> None:
+    assert set(REACHES) == set(PRESETS)
+    assert {name for name, reach in REACHES.items() if reach.ingress} == ACCEPTS_INGRESS
+
+
+@pytest.mark.parametrize(("child", "parent"), list(product([*PRESETS, "root"], repeat=2)))
+def test_order_of_the_presets(child: str, parent: str) -> None:
+    permitted = {
+        ("sandboxed", "sandboxed"),
+        ("sandboxed", "coordinator"),
+        ("coordinator", "coordinator"),
+        ("isolated", "sandboxed"),
+        ("isolated", "coordinator"),
+        ("isolated", "isolated"),
+    }
+    assert preset_within(child, parent) == ((child, parent) in permitted)
+
+
+@given(reaches, st.data())
+def test_preset_order_is_reflexive_transitive_and_never_widens(
+    known: dict[str, Reach], data: st.DataObject
+) -> None:
+    a, b, c = (data.draw(st.sampled_from(sorted(known))) for _ in range(3))
+    assert preset_within(a, a, known)
+    if preset_within(a, b, known) and preset_within(b, c, known):
+        assert preset_within(a, c, known)
+    if preset_within(a, b, known):
+        assert known[a].ingress <= known[b].ingress
+        assert known[a].egress - {"allow"} <= known[b].egress
+    assert not preset_within(a, "none", known)
+    assert not preset_within("none", a, known)
+
+
+@given(st.lists(rules, max_size=4), st.lists(rules, max_size=4), st.lists(rules, max_size=4))
+def test_allow_subset_is_an_order(a: Any, b: Any, c: Any) -> None:
+    assert allow_within(a, a)
+    assert allow_within(a, [*a, *b])
+    assert allow_within([], b)
+    assert not a or not allow_within(a, [])
+    if allow_within(a, b) and allow_within(b, c):
+        assert allow_within(a, c)
+
+
+@pytest.mark.parametrize(
+    ("rule", "limit", "covered"),
+    [
+        ("10.96.0.7", "10.96.0.7", True),
+        ("10.96.0.7", "10.96.0.0/24", True),
+        ("10.96.0.0/24", "10.96.0.7", False),
+        ("10.96.0.0/15", "10.96.0.0/16", False),
+        ("10.96.0.7", "::/0", False),
+        ("::1", "0.0.0.0/0", False),
+        ("pypi.org", "pypi.org", True),
+        ("PyPI.org.", "pypi.org", True),
+        ("files.pypi.org", "*.pypi.org", True),
+        ("*.pypi.org", "*.pypi.org", True),
+        ("*.files.pypi.org", "*.pypi.org", True),
+        ("pypi.org", "*.pypi.org", False),
+        ("*.org", "*.pypi.org", False),
+        ("evilpypi.org", "*.pypi.org", False),
+        ("*.pypi.org", "pypi.org", False),
+        ("10.96.0.7", "*.7", False),
+        ("pypi.org", "0.0.0.0/0", False),
+    ],
+)
+def test_destination_is_covered_by_address_network_and_name(
+    rule: str, limit: str, covered: bool
+) -> None:
+    def rules(to: str) -> list[dict[str, Any]]:
+        return [{"to": to, "protocol": "tcp", "port": 443}]
+
+    assert allow_within(rules(rule), rules(limit)) is covered
+    assert not allow_within(rules(rule), [{"to": limit, "protocol": "udp", "port": 443}])
+    assert not allow_within(rules(rule), [{"to": limit, "protocol": "tcp", "port": 444}])
+
+
+@given(st.frozensets(grants, max_size=8), st.frozensets(grants, max_size=8))
+def test_what_is_within_a_ceiling_is_covered_by_it(
+    one: frozenset[Grant], ceiling: frozenset[Grant]
+) -> None:
+    cut = within(tuple(sorted(one)), ceiling)
+    for grant in one:
+        covered = grant in ceiling or Grant(grant.to, "any", ANY_PORT) in ceiling
+        assert (grant in cut) == covered
+
+
+@st.composite
+def lines(draw: st.DrawFn) -> tuple[list[AgentRule], list[ServiceRule], list[AgentRule]]:
+    """A line of delegations, services and strangers, as they may be after any change of policy."""
+    spots = draw(st.permutations([f"10.96.0.{n}" for n in range(2, 12)]))
+    line, services, others = [], [], []
+    for number, address in enumerate(spots):
+        kind = draw(st.sampled_from(["line", "service", "other"])) if number else "line"
+        if kind == "service":
+            offered = draw(st.frozensets(st.tuples(protocols, ports), max_size=3))
+            services.append(ServiceRule(f"s{number}", address, offered, draw(st.booleans())))
+            continue
+        # Presets at random: the cut must hold whatever was let through at delegation.
+        preset = draw(st.sampled_from(PRESETS))
+        allow = draw(st.frozensets(grants, max_size=6))
+        rule = AgentRule(f"p{number}", address, preset, allow)
+        (line if kind == "line" else others).append(rule)
+    return line, services, others
+
+
+@given(lines())
+def test_sub_agent_reaches_nothing_that_its_line_does_not(
+    world: tuple[list[AgentRule], list[ServiceRule], list[AgentRule]],
+) -> None:
+    line, services, others = world
+    everybody = [*line, *others]
+    kin = {
+        agent.id: Kin(
+            agent.address,
+            line[n - 1].id if n else None,
+            compile_grants(agent, services, everybody),
+        )
+        for n, agent in enumerate(line)
+    }
+    assert bounded(line[0].id, kin) == kin[line[0].id].grants
+    for n, agent in enumerate(line):
+        own = bounded(agent.id, kin)
+        assert set(own) <= set(kin[agent.id].grants)
+        for above in line[:n]:
+            reach = bounded(above.id, kin)
+            wide = {grant.to for grant in reach if grant.protocol == "any"}
+            back = {one.address for one in line[:n]}
+            for grant in own:
+                assert grant in reach or grant.to in wide or grant.to in back
+                if grant.to in back:
+                    # Only where somebody takes calls.
+                    assert {r.address: r for r in line}[grant.to].preset in ACCEPTS_INGRESS
+    assert bounded("nobody", kin) == ()
+    if len(line) > 1:
+        del kin[line[0].id]
+        assert all(bounded(agent.id, kin) == () for agent in line[1:])
