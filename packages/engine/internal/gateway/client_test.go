@@ -20,6 +20,7 @@ type client struct {
 	t       *testing.T
 	id      string
 	address netip.Addr
+	routes  []netip.Addr
 	public  publicKey
 	net     *netstack.Net
 	device  *device.Device
@@ -30,7 +31,11 @@ func (c *client) body(life any, grants ...m) m {
 	if grants == nil {
 		grants = []m{}
 	}
-	return m{"id": c.id, "publicKey": c.public.String(), "address": c.address.String(), "expiresIn": life, "grants": grants}
+	body := m{"id": c.id, "publicKey": c.public.String(), "address": c.address.String(), "expiresIn": life, "grants": grants}
+	if len(c.routes) > 0 {
+		body["routes"] = c.routes
+	}
+	return body
 }
 
 func toTCP(c *client, port int) m {
@@ -43,10 +48,14 @@ func (g *running) client(id, address string) *client {
 	return g.clientWith(id, address, private, public)
 }
 
-func (g *running) clientWith(id, address string, private [32]byte, public publicKey) *client {
+// clientWith makes a client that answers at routes too.
+func (g *running) clientWith(id, address string, private [32]byte, public publicKey, routes ...string) *client {
 	g.t.Helper()
 	c := &client{t: g.t, id: id, address: netip.MustParseAddr(address), public: public}
-	tun, stack, err := netstack.CreateNetTUN([]netip.Addr{c.address}, nil, 1420)
+	for _, route := range routes {
+		c.routes = append(c.routes, netip.MustParseAddr(route))
+	}
+	tun, stack, err := netstack.CreateNetTUN(append([]netip.Addr{c.address}, c.routes...), nil, 1420)
 	if err != nil {
 		g.t.Fatal(err)
 	}

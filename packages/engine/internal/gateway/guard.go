@@ -122,12 +122,17 @@ func (g *guard) know(dev *device.Device, remove, put []*peer) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, p := range remove {
-		if p.address.IsValid() {
-			delete(g.peers, word(p.address))
+		for _, address := range p.addresses() {
+			if address.IsValid() {
+				delete(g.peers, word(address))
+			}
 		}
 	}
 	for _, p := range put {
-		g.peers[word(p.address)] = dev.LookupPeer(device.NoisePublicKey(p.key))
+		known := dev.LookupPeer(device.NoisePublicKey(p.key))
+		for _, address := range p.addresses() {
+			g.peers[word(address)] = known
+		}
 	}
 }
 

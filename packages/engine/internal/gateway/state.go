@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,6 +33,7 @@ type peerBody struct {
 	ID        string      `json:"id"`
 	PublicKey string      `json:"publicKey"`
 	Address   string      `json:"address"`
+	Routes    []string    `json:"routes"`
 	ExpiresIn *float64    `json:"expiresIn"`
 	Grants    []grantBody `json:"grants"`
 }
@@ -59,8 +61,14 @@ type peer struct {
 	id       string
 	key      publicKey
 	address  netip.Addr
-	deadline instant // 0 for none
+	routes   []netip.Addr // further overlay addresses that it serves, sorted
+	deadline instant      // 0 for none
 	grants   map[grant]struct{}
+}
+
+// addresses are all that belong to the peer, its own first.
+func (p *peer) addresses() []netip.Addr {
+	return append([]netip.Addr{p.address}, p.routes...)
 }
 
 // instant is a time on CLOCK_BOOTTIME, in nanoseconds: it neither jumps nor stops while the machine sleeps.
@@ -129,6 +137,9 @@ func (b *peerBody) parse(overlay netip.Prefix, at instant) (*peer, *problem) {
 	if p.address == overlay.Addr() {
 		return nil, invalid("invalid_address", "peer %s: %s is the gateway's own address", b.ID, p.address)
 	}
+	if bad := b.parseRoutes(p, overlay); bad != nil {
+		return nil, bad
+	}
 	if b.ExpiresIn != nil {
 		if math.IsNaN(*b.ExpiresIn) || math.IsInf(*b.ExpiresIn, 0) || *b.ExpiresIn > maxLife.Seconds() {
 			return nil, invalid("invalid_expires_in", "peer %s: expiresIn is a number of seconds of at most %.0f, or null for none", b.ID, maxLife.Seconds())
@@ -143,6 +154,22 @@ func (b *peerBody) parse(overlay netip.Prefix, at instant) (*peer, *problem) {
 		p.grants[parsed] = struct{}{}
 	}
 	return p, nil
+}
+
+func (b *peerBody) parseRoutes(p *peer, overlay netip.Prefix) *problem {
+	for _, text := range b.Routes {
+		route, err := overlayAddress(text, overlay)
+		if err != nil {
+			return invalid("invalid_route", "peer %s: route %v", b.ID, err)
+		}
+		if route == overlay.Addr() || route == p.address {
+			return invalid("invalid_route", "peer %s: route %s is the gateway's address or the peer's own", b.ID, route)
+		}
+		p.routes = append(p.routes, route)
+	}
+	slices.SortFunc(p.routes, netip.Addr.Compare)
+	p.routes = slices.Compact(p.routes)
+	return nil
 }
 
 func (b *grantBody) parse(overlay netip.Prefix) (grant, error) {

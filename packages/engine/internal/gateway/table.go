@@ -3,6 +3,7 @@ package gateway
 import (
 	"maps"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -11,7 +12,7 @@ import (
 type table struct {
 	peers     map[string]*peer
 	byKey     map[publicKey]*peer
-	byAddress map[netip.Addr]*peer
+	byAddress map[netip.Addr]*peer              // also by the routes of a peer
 	granting  map[netip.Addr]map[*peer]struct{} // who grants itself a way to this address
 	elements  map[elementKey]instant            // what the kernel has, with deadlines
 }
@@ -75,7 +76,8 @@ func (t *table) update(upsert map[string]*peer, removed map[string]bool, at inst
 }
 
 func same(a, b *peer) bool {
-	return a.key == b.key && a.address == b.address && a.deadline == b.deadline && maps.Equal(a.grants, b.grants)
+	return a.key == b.key && a.address == b.address && a.deadline == b.deadline &&
+		slices.Equal(a.routes, b.routes) && maps.Equal(a.grants, b.grants)
 }
 
 // conflict finds keys and addresses that two identities would have at once.
@@ -93,14 +95,17 @@ func (t *table) conflict(p *plan) *problem {
 		if other != nil {
 			return &problem{409, "duplicate_key", "peers " + other.id + " and " + next.id + " have the same public key: a key is one identity"}
 		}
-		other = addresses[next.address]
-		if staying := t.byAddress[next.address]; staying != nil && !leaving[staying] {
-			other = staying
+		keys[next.key] = next
+		for _, address := range next.addresses() {
+			other = addresses[address]
+			if staying := t.byAddress[address]; staying != nil && !leaving[staying] {
+				other = staying
+			}
+			if other != nil {
+				return &problem{409, "duplicate_address", "peers " + other.id + " and " + next.id + " have the same address " + address.String()}
+			}
+			addresses[address] = next
 		}
-		if other != nil {
-			return &problem{409, "duplicate_address", "peers " + other.id + " and " + next.id + " have the same address " + next.address.String()}
-		}
-		keys[next.key], addresses[next.address] = next, next
 	}
 	return nil
 }
@@ -111,14 +116,16 @@ func (t *table) diff(p *plan, at instant) {
 	next := make(map[netip.Addr]*peer, len(p.put))
 	leaving := make(map[*peer]bool, len(p.remove))
 	note := func(who *peer) {
-		touched[liveElement(who.address)] = struct{}{}
 		for g := range who.grants {
 			touched[g.elementOf(who)] = struct{}{}
 		}
-		for from := range t.granting[who.address] {
-			for g := range from.grants {
-				if g.to == who.address {
-					touched[g.elementOf(from)] = struct{}{}
+		for _, address := range who.addresses() {
+			touched[liveElement(address)] = struct{}{}
+			for from := range t.granting[address] {
+				for g := range from.grants {
+					if g.to == address {
+						touched[g.elementOf(from)] = struct{}{}
+					}
 				}
 			}
 		}
@@ -128,7 +135,9 @@ func (t *table) diff(p *plan, at instant) {
 		note(old)
 	}
 	for _, who := range p.put {
-		next[who.address] = who
+		for _, address := range who.addresses() {
+			next[address] = who
+		}
 		note(who)
 	}
 	holder := func(address netip.Addr) *peer {
@@ -141,8 +150,10 @@ func (t *table) diff(p *plan, at instant) {
 		return nil
 	}
 	for _, old := range p.remove {
-		if who := holder(old.address); who == nil || who.id != old.id {
-			p.gone[old.address] = struct{}{}
+		for _, address := range old.addresses() {
+			if who := holder(address); who == nil || who.id != old.id {
+				p.gone[address] = struct{}{}
+			}
 		}
 	}
 	for key := range touched {
@@ -180,7 +191,8 @@ func wants(key elementKey, holder func(netip.Addr) *peer) (instant, bool) {
 	if key.set == inGrants {
 		g.protocol, g.port = key.key[8], uint16(key.key[12])<<8|uint16(key.key[13])
 	}
-	if _, granted := from.grants[g]; !granted {
+	// A route is somewhere to go to; what comes from there has no grants of its own.
+	if _, granted := from.grants[g]; !granted || from.address.As4() != [4]byte(key.key[0:4]) {
 		return 0, false
 	}
 	to := holder(g.to)
@@ -195,7 +207,9 @@ func (t *table) commit(p *plan) {
 	for _, old := range p.remove {
 		delete(t.peers, old.id)
 		delete(t.byKey, old.key)
-		delete(t.byAddress, old.address)
+		for _, address := range old.addresses() {
+			delete(t.byAddress, address)
+		}
 		for g := range old.grants {
 			delete(t.granting[g.to], old)
 			if len(t.granting[g.to]) == 0 {
@@ -204,7 +218,10 @@ func (t *table) commit(p *plan) {
 		}
 	}
 	for _, next := range p.put {
-		t.peers[next.id], t.byKey[next.key], t.byAddress[next.address] = next, next, next
+		t.peers[next.id], t.byKey[next.key] = next, next
+		for _, address := range next.addresses() {
+			t.byAddress[address] = next
+		}
 		for g := range next.grants {
 			if t.granting[g.to] == nil {
 				t.granting[g.to] = map[*peer]struct{}{}
@@ -223,7 +240,7 @@ func (t *table) commit(p *plan) {
 
 // grants counts the grants in force.
 func (t *table) grants() int {
-	return len(t.elements) - len(t.peers)
+	return len(t.elements) - len(t.byAddress)
 }
 
 // all is every element anew, for a kernel whose state is not known.

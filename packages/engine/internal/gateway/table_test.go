@@ -31,11 +31,15 @@ func kernelOf(kernel map[elementKey]time.Duration, changes []change) error {
 func wanted(peers map[string]*peer) map[elementKey]instant {
 	byAddress := map[netip.Addr]*peer{}
 	for _, p := range peers {
-		byAddress[p.address] = p
+		for _, address := range p.addresses() {
+			byAddress[address] = p
+		}
 	}
 	all := map[elementKey]instant{}
 	for _, p := range peers {
-		all[liveElement(p.address)] = p.deadline
+		for _, address := range p.addresses() {
+			all[liveElement(address)] = p.deadline
+		}
 		for g := range p.grants {
 			if to := byAddress[g.to]; to != nil {
 				all[g.elementOf(p)] = earlier(p.deadline, to.deadline)
@@ -58,8 +62,14 @@ func TestEveryWayOfChangesLeadsToTheElementsOfTheState(t *testing.T) {
 				if random.IntN(3) > 0 {
 					p.deadline = instant(random.IntN(5)+1) * instant(time.Hour)
 				}
+				if random.IntN(3) == 0 {
+					p.routes = []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 9, byte(random.IntN(3))})}
+				}
 				for range random.IntN(4) {
 					g := grant{to: netip.AddrFrom4([4]byte{10, 96, 0, byte(2 + random.IntN(7))})}
+					if random.IntN(3) == 0 {
+						g.to = netip.AddrFrom4([4]byte{10, 96, 9, byte(random.IntN(3))})
+					}
 					if random.IntN(2) == 0 {
 						g.protocol, g.port = 6, uint16(80+random.IntN(2))
 					}
@@ -86,10 +96,15 @@ func TestEveryWayOfChangesLeadsToTheElementsOfTheState(t *testing.T) {
 				plan, bad = table.update(upsert, removed, 1)
 			}
 			keys, addresses := map[publicKey]bool{}, map[netip.Addr]bool{}
+			held := 0
 			for _, p := range next {
-				keys[p.key], addresses[p.address] = true, true
+				keys[p.key] = true
+				for _, address := range p.addresses() {
+					addresses[address] = true
+					held++
+				}
 			}
-			if clash := len(keys) < len(next) || len(addresses) < len(next); clash != (bad != nil) {
+			if clash := len(keys) < len(next) || len(addresses) < held; clash != (bad != nil) {
 				t.Fatalf("seed %d step %d: clash %v, answer %v", seed, step, clash, bad)
 			}
 			if bad != nil {
@@ -104,7 +119,7 @@ func TestEveryWayOfChangesLeadsToTheElementsOfTheState(t *testing.T) {
 			if !maps.Equal(all, table.elements) {
 				t.Fatalf("seed %d step %d: %v, want %v", seed, step, table.elements, all)
 			}
-			if len(kernel) != len(all) || len(table.peers) != len(want) || len(table.byKey) != len(want) || len(table.byAddress) != len(want) {
+			if len(kernel) != len(all) || len(table.peers) != len(want) || len(table.byKey) != len(want) || len(table.byAddress) != held {
 				t.Fatalf("seed %d step %d: sizes differ", seed, step)
 			}
 			for key, deadline := range all {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -80,9 +81,25 @@ func (t *tunnel) configure(remove, put []*peer) error {
 		}
 	}
 	for _, p := range put {
-		// Writing allowed-ips anew would lose packets of a peer that only got another deadline.
-		if old := before[p.key]; old == nil || old.address != p.address {
-			fmt.Fprintf(&b, "public_key=%s\nreplace_allowed_ips=true\nallowed_ip=%s/32\n", hex.EncodeToString(p.key[:]), p.address)
+		// Writing allowed-ips anew would lose packets of a peer that only got another deadline, or of a connector that
+		// only got one route more.
+		old := before[p.key]
+		if old == nil || !old.address.IsValid() {
+			fmt.Fprintf(&b, "public_key=%s\nreplace_allowed_ips=true\n", hex.EncodeToString(p.key[:]))
+			old = &peer{}
+		} else if old.address != p.address || !slices.Equal(old.routes, p.routes) {
+			fmt.Fprintf(&b, "public_key=%s\n", hex.EncodeToString(p.key[:]))
+		}
+		had, has := old.addresses(), p.addresses()
+		for _, address := range had {
+			if address.IsValid() && !slices.Contains(has, address) {
+				fmt.Fprintf(&b, "allowed_ip=-%s/32\n", address)
+			}
+		}
+		for _, address := range has {
+			if !slices.Contains(had, address) {
+				fmt.Fprintf(&b, "allowed_ip=%s/32\n", address)
+			}
 		}
 	}
 	if b.Len() > 0 {

@@ -19,6 +19,8 @@ func (s *service) routes(server *control.Server) {
 	server.Handle("DELETE /v1/tunnels/{id}", s.deleteTunnel)
 	server.Handle("POST /v1/tunnels/{id}/forwards", s.postForward)
 	server.Handle("DELETE /v1/tunnels/{id}/forwards/{forward}", s.deleteForward)
+	server.Handle("PUT /v1/tunnels/{id}/routes", s.putRoutes)
+	server.Handle("GET /v1/tunnels/{id}/refusals", s.getRefusals)
 	server.Handle("POST /v1/tunnels/{id}/probe", s.postProbe)
 }
 
@@ -124,6 +126,34 @@ func (s *service) deleteForward(w http.ResponseWriter, r *http.Request) {
 		t.removeForward(r.PathValue("forward"))
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *service) putRoutes(w http.ResponseWriter, r *http.Request) {
+	t, err := s.find(r.PathValue("id"))
+	if err != nil {
+		answerError(w, err)
+		return
+	}
+	var spec RoutesSpec
+	if !control.ReadJSON(w, r, &spec) {
+		return
+	}
+	served, err := t.setRoutes(&spec)
+	if err != nil {
+		answerError(w, err)
+		return
+	}
+	control.WriteJSON(w, http.StatusOK, map[string]any{"destinations": served})
+}
+
+// getRefusals hands out what the connector did not carry since the last call.
+func (s *service) getRefusals(w http.ResponseWriter, r *http.Request) {
+	t, err := s.find(r.PathValue("id"))
+	if err != nil {
+		answerError(w, err)
+		return
+	}
+	control.WriteJSON(w, http.StatusOK, map[string]any{"refusals": t.refusedFlows()})
 }
 
 func (s *service) postProbe(w http.ResponseWriter, r *http.Request) {

@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -17,6 +19,9 @@ const (
 	targetTimeout   = 10 * time.Second
 	sessionIdle     = 2 * time.Minute // RFC 4787 REQ-5: a UDP mapping lives at least two minutes
 	sessionsMaximum = 1024
+	// unixTarget is what the target of a listener in the same user's process begins with: a path that nobody else gets
+	// to, where a port of loopback serves every process of the machine.
+	unixTarget = "unix:"
 )
 
 // ForwardSpec is the body of POST /v1/tunnels/{id}/forwards.
@@ -63,6 +68,12 @@ func (s *ForwardSpec) check() error {
 	}
 	if s.ProxyProtocol != "" && (s.ProxyProtocol != "v1" || s.Protocol != "tcp") {
 		return fmt.Errorf("proxyProtocol: %q is not v1 on tcp", s.ProxyProtocol)
+	}
+	if path, local := strings.CutPrefix(s.Target, unixTarget); local {
+		if !filepath.IsAbs(path) || s.Protocol != "tcp" {
+			return fmt.Errorf("target: %q is not an absolute path, or not on tcp", s.Target)
+		}
+		return nil
 	}
 	host, port, err := net.SplitHostPort(s.Target)
 	if err != nil || host == "" {
@@ -186,7 +197,11 @@ func (f *forward) carry(client net.Conn) {
 	f.tunnel.flows.Add(1)
 	defer f.tunnel.flows.Add(-1)
 	ctx, cancel := context.WithTimeout(f.tunnel.ctx, targetTimeout)
-	target, err := (&net.Dialer{}).DialContext(ctx, "tcp", f.spec.Target)
+	network, address := "tcp", f.spec.Target
+	if path, local := strings.CutPrefix(address, unixTarget); local {
+		network, address = "unix", path
+	}
+	target, err := (&net.Dialer{}).DialContext(ctx, network, address)
 	cancel()
 	if err != nil {
 		slog.Warn("the target of a forward was not reached", "tunnel", f.tunnel.ID, "forward", f.id,

@@ -70,13 +70,13 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	agentPrivate, agentPublic := newKey(t)
 	gatewayPrivate, gatewayPublic := newKey(t)
-	tun, err := newOverlay([]netip.Addr{netip.MustParseAddr(gatewayIP)}, 1420)
+	tun, err := newOverlay([]netip.Addr{netip.MustParseAddr(gatewayIP)}, 1420, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	dev := device.NewDevice(tun, wg.NewBind(), device.NewLogger(device.LogLevelSilent, ""))
 	t.Cleanup(dev.Close)
-	if err := dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=0\npublic_key=%s\nallowed_ip=%s/32\n",
+	if err := dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=0\npublic_key=%s\nallowed_ip=%s/32\nallowed_ip=10.96.200.0/24\n",
 		hex.EncodeToString(gatewayPrivate), hex.EncodeToString(agentPublic), agentIP)); err != nil {
 		t.Fatal(err)
 	}

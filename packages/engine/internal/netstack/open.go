@@ -67,6 +67,9 @@ func (s *Spec) readNetwork(read *settings) error {
 		return fmt.Errorf("network.device: %q is none of auto, tun and packet", n.Device)
 	}
 	read.network = n
+	if read.router && n.Kind != kindNetstack {
+		return fmt.Errorf("router: only a tunnel of the kind netstack can serve addresses beyond its own, not one of the kind %s", n.Kind)
+	}
 	switch n.Kind {
 	case kindNetstack:
 		return nil
@@ -89,7 +92,7 @@ func (s *service) openNetwork(read *settings) (network, networkView, error) {
 	if read.network.Kind == kindNamespace {
 		return s.openNamespace(read)
 	}
-	overlay, err := newOverlay(read.addresses, read.mtu)
+	overlay, err := newOverlay(read.addresses, read.mtu, read.router)
 	if err != nil {
 		return nil, networkView{}, fmt.Errorf("cannot make the network stack: %w", err)
 	}

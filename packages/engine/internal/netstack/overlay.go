@@ -50,14 +50,15 @@ type overlay struct {
 	once   sync.Once
 }
 
-func newOverlay(addresses []netip.Addr, mtu int) (*overlay, error) {
+func newOverlay(addresses []netip.Addr, mtu int, router bool) (*overlay, error) {
 	ended, end := context.WithCancel(context.Background())
 	o := &overlay{
 		link: channel.New(packetQueue, uint32(mtu), ""),
 		stack: stack.New(stack.Options{
 			NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 			TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
-			HandleLocal:        true,
+			// To a stack that takes every address for its own, each packet that arrives seems to be sent by itself.
+			HandleLocal: !router,
 		}),
 		mtu: mtu, events: make(chan tun.Event, 1), ended: ended, end: end,
 	}

@@ -32,6 +32,8 @@ type Spec struct {
 	Policy    *Policy           `json:"policy"`
 	ExpiresIn *float64          `json:"expiresIn"`
 	Revoke    *Revoke           `json:"revoke"`
+	// Router makes it the tunnel of a connector, which takes flows for other addresses than its own.
+	Router bool `json:"router"`
 }
 
 // Change is the body of PATCH /v1/tunnels/{id}; what is left out stays.
@@ -75,13 +77,14 @@ type settings struct {
 	mtu        int
 	peer       wg.Peer
 	network    NetworkSpec
+	router     bool
 	hosts      map[string]netip.Addr
 	probe      netip.Addr
 	timeout    time.Duration
 }
 
 func (s *Spec) read() (*settings, error) {
-	read := &settings{mtu: s.Interface.MTU, timeout: seconds(defaultProbeTimeout)}
+	read := &settings{mtu: s.Interface.MTU, router: s.Router, timeout: seconds(defaultProbeTimeout)}
 	var err error
 	if read.privateKey, err = wg.ParseKey(s.Interface.PrivateKey); err != nil {
 		return nil, fmt.Errorf("interface.privateKey: %w", err)

@@ -45,6 +45,7 @@ type Tunnel struct {
 	deadline *deadline
 	open     map[io.Closer]struct{}
 	forwards map[string]*forward
+	router   *router // of a connector that serves more than its own address
 	lastID   int
 }
 
@@ -75,6 +76,12 @@ func (s *service) openTunnel(id string, spec *Spec) (*Tunnel, error) {
 		peer: read.peer, state: stateUp, open: map[io.Closer]struct{}{}, forwards: map[string]*forward{},
 	}
 	t.ctx, t.end = context.WithCancel(context.Background())
+	if stack, ok := reached.(*overlay); ok && spec.Router {
+		if t.router, err = newRouter(t, stack); err != nil {
+			_ = stack.Close()
+			return nil, err
+		}
+	}
 	t.device = device.NewDevice(t.net.device(), wg.NewBind(), &device.Logger{Verbosef: device.DiscardLogf, Errorf: device.DiscardLogf})
 	if err := t.device.IpcSet(fmt.Sprintf("private_key=%s\n%s", read.privateKey, read.peer.UAPI())); err != nil {
 		t.close()

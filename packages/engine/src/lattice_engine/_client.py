@@ -116,6 +116,14 @@ class EngineClient:
         """End a forward."""
         self.request("DELETE", f"/v1/tunnels/{_segment(tunnel)}/forwards/{_segment(forward)}")
 
+    def put_routes(self, tunnel: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Make a connector's tunnel serve exactly these names."""
+        return self._object("PUT", f"/v1/tunnels/{_segment(tunnel)}/routes", body)
+
+    def refusals(self, tunnel: str) -> list[dict[str, Any]]:
+        """What a connector's tunnel did not carry since the last call."""
+        return list(self._object("GET", f"/v1/tunnels/{_segment(tunnel)}/refusals")["refusals"])
+
     def probe(self, tunnel: str, address: str, timeout: float = 2.0) -> dict[str, Any]:
         """Handshake again and send an ICMP echo through the tunnel; ``timeout`` in seconds."""
         body = {"address": address, "timeout": timeout}
