@@ -24,7 +24,8 @@ def send_enrollment(plane: Any, token: str, **body: str) -> socket.socket:
     text = json.dumps({"agentName": "gone", **body})
     connection = socket.create_connection(("127.0.0.1", int(plane.url.rpartition(":")[2])))
     connection.sendall(
-        f"POST /api/v1/agent-enroll HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n"
+        f"POST /api/v1/agent-enroll HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        f"Authorization: Bearer {token}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode()
     )
     return connection
