@@ -10,7 +10,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from lattice_sdk.cli.output import Format
 
@@ -24,8 +24,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 READER_GONE = 141  # 128 + SIGPIPE
 
 
-class LatticeGroup(TyperGroup):
-    """The root of all commands, plugins' too: tells their errors in one way."""
+class _Telling:
+    """What a command and a group have in common: errors are told in one way."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -33,7 +33,7 @@ class LatticeGroup(TyperGroup):
         from lattice_sdk.errors import EngineFailed, LatticeError
 
         try:
-            result = super().invoke(ctx)
+            result = super().invoke(ctx)  # type: ignore[misc]
             sys.stdout.flush()
         except LatticeError as error:
             raise typer.Exit(report(error, _format(ctx))) from None
@@ -46,6 +46,14 @@ class LatticeGroup(TyperGroup):
             _drop_output()
             raise typer.Exit(READER_GONE) from None
         return result
+
+
+class LatticeGroup(_Telling, TyperGroup):
+    """The root of all commands, plugins' too."""
+
+
+class LatticeCommand(_Telling, TyperCommand):
+    """A command that is a program of its own."""
 
 
 def report(error: LatticeError, fmt: Format) -> int:

@@ -56,6 +56,23 @@ class World:
             **changes,
         }
 
+    @contextmanager
+    def service(self, name: str, target: str) -> Iterator[str]:
+        """A further service that is designated to the workspace, for the length of a block.
+
+        Agents that enroll meanwhile reach port 80 of ``NAME.lattice``.
+
+        Args:
+            name: what to call it.
+            target: ``HOST:PORT`` where it really listens.
+
+        Yields:
+            Its overlay address.
+        """
+        arguments = ["--workspace", self.workspace]
+        with _connector(self.server, self.admin_token, name, target, arguments) as address:
+            yield address
+
     def request(self, method: str, path: str, body: Any = None) -> Any:
         """A call to the control plane as admin.
 
@@ -105,12 +122,10 @@ def start_world(directory: Path) -> Iterator[World]:
         addresses = {}
         for name in (GRANTED, SECOND, UNDESIGNATED):
             tool = stack.enter_context(ToolService(name))
-            arguments = ["connect", name, "--listen", "80", "--to", tool.target]
-            arguments += ["--workspace", dev["LATTICE_WORKSPACE"], "--proxy-protocol"]
+            arguments = ["--workspace", dev["LATTICE_WORKSPACE"], "--proxy-protocol"]
             arguments += ["--no-designated"] if name == UNDESIGNATED else []
-            environment = {"LATTICE_SERVER": dev["LATTICE_SERVER"], "LATTICE_TOKEN": admin_token}
-            connector = stack.enter_context(_process([*arguments, "--output", "json"], environment))
-            addresses[name] = str(connector["overlayIP"])
+            connector = _connector(dev["LATTICE_SERVER"], admin_token, name, tool.target, arguments)
+            addresses[name] = stack.enter_context(connector)
         yield World(
             server=str(dev["LATTICE_SERVER"]),
             workspace=str(dev["LATTICE_WORKSPACE"]),
@@ -120,6 +135,17 @@ def start_world(directory: Path) -> Iterator[World]:
             token=str(dev["LATTICE_TOKEN"]),
             admin_token=admin_token,
         )
+
+
+@contextmanager
+def _connector(
+    server: str, admin_token: str, name: str, target: str, arguments: list[str]
+) -> Iterator[str]:
+    """A ``lattice connect`` until the end of the block, and the service's overlay address."""
+    command = ["connect", name, "--listen", "80", "--to", target, "--output", "json", *arguments]
+    environment = {"LATTICE_SERVER": server, "LATTICE_TOKEN": admin_token}
+    with _process(command, environment) as line:
+        yield str(line["overlayIP"])
 
 
 @contextmanager
