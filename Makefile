@@ -1,8 +1,8 @@
 # What CI runs and what people run are the same targets. Each does its own set-up.
 SHELL := /bin/sh
 BIN := .venv/bin
-# Generations of AutoGen; no two can be installed together.
-AUTOGEN := classic agentchat ag2
+# Extras of packages/autogen, no two of which can be installed together: GENERATION[-VARIANT].
+AUTOGEN := classic classic-pyautogen agentchat ag2
 STATICCHECK := v0.8.2
 # The race detector needs a C compiler; without one the tests run all the same.
 GO_RACE := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
@@ -16,7 +16,7 @@ help: ## this list
 setup: ## virtual environment, tools and engine; done by every other target
 	@./scripts/bootstrap.sh all
 
-environments: setup ## a virtual environment for each generation of AutoGen, for its tests
+environments: setup ## a virtual environment for each AutoGen, for its tests; done by test and lint
 	@./scripts/bootstrap.sh autogen $(AUTOGEN)
 
 demo: setup ## the whole story on this machine, without root
@@ -25,17 +25,17 @@ demo: setup ## the whole story on this machine, without root
 test: environments ## every Python and Go test
 	cd packages/engine && $$(../../scripts/bootstrap.sh go) test $(GO_RACE) ./...
 	$(BIN)/pytest
-	@for generation in $(AUTOGEN); do \
-		echo "AutoGen, $$generation:"; \
-		.venvs/autogen-$$generation/bin/pytest tests/*/test_autogen_$$generation*.py \
-			packages/autogen/tests/test_autogen_$$generation*.py || exit 1; \
+	@for extra in $(AUTOGEN); do \
+		echo "AutoGen, $$extra:"; \
+		.venvs/autogen-$$extra/bin/pytest packages/autogen/tests/test_autogen_$${extra%%-*}.py \
+			$$(ls tests/*/test_autogen_$${extra}*.py 2>/dev/null) || exit 1; \
 	done
 
 lint: environments ## formatting, ruff, mypy (strict), gofmt, go vet, staticcheck
-	$(BIN)/ruff format --check conftest.py packages scripts tests benchmarks
-	$(BIN)/ruff check conftest.py packages scripts tests benchmarks
+	$(BIN)/ruff format --check conftest.py packages scripts tests benchmarks examples
+	$(BIN)/ruff check conftest.py packages scripts tests benchmarks examples
 	$(BIN)/mypy packages/*/src
-	@for generation in $(AUTOGEN); do \
+	@for generation in classic agentchat ag2; do \
 		$(BIN)/mypy --cache-dir .mypy_cache/autogen-$$generation \
 			--python-executable .venvs/autogen-$$generation/bin/python \
 			packages/autogen/src/lattice_autogen/$$generation.py || exit 1; \
@@ -45,8 +45,8 @@ lint: environments ## formatting, ruff, mypy (strict), gofmt, go vet, staticchec
 		$$GO vet ./... && $$GO run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
 
 format: setup ## rewrite the files as the linters want them
-	$(BIN)/ruff format conftest.py packages scripts tests benchmarks
-	$(BIN)/ruff check --fix conftest.py packages scripts tests benchmarks
+	$(BIN)/ruff format conftest.py packages scripts tests benchmarks examples
+	$(BIN)/ruff check --fix conftest.py packages scripts tests benchmarks examples
 
 docs: setup ## write docs/cli.md from the commands
 	$(BIN)/python scripts/cli_reference.py > docs/cli.md
@@ -68,9 +68,9 @@ lock: ## resolve all dependencies again into the lock files (hashes, no registry
 	@./scripts/bootstrap.sh tools
 	$(COMPILE) --group dev --extra demo $(FABRIC) -o requirements.lock
 	@mkdir -p locks
-	for generation in $(AUTOGEN); do \
-		$(COMPILE) --group test --extra $$generation $(FABRIC) packages/autogen/pyproject.toml \
-			-o locks/autogen-$$generation.lock || exit 1; \
+	for extra in $(AUTOGEN); do \
+		$(COMPILE) --group test --extra $$extra $(FABRIC) packages/autogen/pyproject.toml \
+			-o locks/autogen-$$extra.lock || exit 1; \
 	done
 
 clean: ## remove what set-up and builds made

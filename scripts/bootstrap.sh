@@ -2,7 +2,7 @@
 # Set-up on a machine that has only Python >= 3.11, git and make. Idempotent: does only what is missing.
 # Leaves: .tools/ (uv, and Go where the one on PATH is missing or too old), .venv/ (everything else),
 # and the engine binary inside packages/engine. On request: `bootstrap.sh go` prints the Go command,
-# `bootstrap.sh autogen GENERATION…` makes .venvs/autogen-GENERATION.
+# `bootstrap.sh autogen EXTRA…` makes .venvs/autogen-EXTRA for extras of packages/autogen.
 set -eu
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -71,8 +71,8 @@ case "${1:-all}" in
     go) ensure_tools; find_go ;;
     autogen)
         shift; ensure_tools
-        for generation in "$@"; do
-            ensure_venv ".venvs/autogen-$generation" "locks/autogen-$generation.lock" \
+        for extra in "$@"; do
+            ensure_venv ".venvs/autogen-$extra" "locks/autogen-$extra.lock" \
                 packages/core packages/engine packages/server packages/autogen
         done ;;
     *) fail "unknown step '$1': all, tools, go or autogen" ;;
