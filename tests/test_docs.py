@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -20,6 +19,7 @@ from lattice_sdk.cli import build
 from lattice_sdk.errors import LatticeError
 from lattice_server.problems import CODES
 from lattice_server.settings import ServerSettings
+from support.environments import python_for
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -55,7 +55,7 @@ PYTHON = [(page, block) for page in RUN for block in blocks(page, "python")]
 @pytest.mark.parametrize(("page", "block"), PYTHON, ids=[page for page, _ in PYTHON])
 def test_python_of_the_docs_runs(world: World, page: str, block: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", block],
+        [python_for(block), "-c", block],
         env={
             "PATH": os.environ["PATH"],
             "LATTICE_SERVER": world.fabric.url,

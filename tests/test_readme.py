@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from conftest import World
+from support.environments import python_for
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -40,7 +41,7 @@ def test_python_of_the_readme_runs(world: World, block: str) -> None:
         program = f"{imports}\nimport asyncio\n\nasync def main():\n{inner}"
         program += "    assert answer.status_code == 200\n\nasyncio.run(main())\n"
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [python_for(program), "-c", program],
         env=environment(world),
         capture_output=True,
         text=True,
