@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,7 +27,7 @@ from lattice_sdk.errors import (
     ServerUnreachable,
     UnexpectedAnswer,
 )
-from support.waiting import wait_for
+from support.waiting import children, wait_for
 
 TOKEN = "lt-a-secret-that-nobody-prints"
 
@@ -69,11 +70,13 @@ def send(handler: BaseHTTPRequestHandler, status: int, kind: str, body: bytes) -
 
 def failure(server: str, **settings: Any) -> LatticeError:
     """What opening an agent at this server raises; nothing of it is left."""
+    processes, threads = children(), set(threading.enumerate())
     with pytest.raises(LatticeError) as raised:
         LatticeAgent(**{"server": server, "token": TOKEN, "timeout": 3, **settings}).open()
+    wait_for("the engine to end", lambda: children() <= processes)
     wait_for(
-        "the SDK's thread to end",
-        lambda: "lattice" not in {thread.name for thread in threading.enumerate()},
+        "the SDK's threads to end",
+        lambda: not [t for t in set(threading.enumerate()) - threads if "lattice" in t.name],
     )
     error = raised.value
     assert TOKEN not in f"{error}{error!r}"
@@ -91,6 +94,18 @@ def test_unreachable_server_is_named_with_what_to_do() -> None:
     error = failure(url)
     assert isinstance(error, ServerUnreachable)
     assert url in str(error)
+
+
+def test_no_token_says_where_one_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("LATTICE_TOKEN", "LATTICE_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LATTICE_CONFIG", str(tmp_path / "none.toml"))
+    error = failure(f"http://127.0.0.1:{closed_port()}", token=None)
+    assert isinstance(error, ConfigurationError)
+    assert error.code == "missing_token"
+    assert "LATTICE_TOKEN" in str(error)
 
 
 def test_name_that_does_not_resolve_is_unreachable() -> None:

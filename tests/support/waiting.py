@@ -44,3 +44,15 @@ def processes_mentioning(text: str) -> list[tuple[int, str]]:
         if text in command and process_alive(int(name)):
             found.append((int(name), command))
     return found
+
+
+def children() -> set[int]:
+    """The child processes of this process that run."""
+    found: set[int] = set()
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/children") as file:
+                found |= {int(pid) for pid in file.read().split()}
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return {pid for pid in found if process_alive(pid)}

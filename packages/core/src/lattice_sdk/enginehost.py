@@ -46,19 +46,26 @@ class EngineHost:
         Raises:
             EngineFailed: it cannot be started.
         """
-        from lattice_engine import EngineProcess
+        from lattice_sdk import runtime
 
         async with self._starting:
             if self._process is not None and self._process.alive():
                 return self._process
             await self._end()
-            try:
-                self._process = await self._call(EngineProcess.start_netstack)
-            except EngineError as error:
-                raise engine_failed(error) from None
-            self._watch = asyncio.create_task(self._watched(self._process))
-            log.debug("engine started, pid %d", self._process.pid)
-            return self._process
+            # To its end also when cancelled: else an engine would run that nobody knows of.
+            return await runtime.finish(self._start())
+
+    async def _start(self) -> EngineProcess:
+        from lattice_engine import EngineProcess
+
+        try:
+            process: EngineProcess = await self._call(EngineProcess.start_netstack)
+        except EngineError as error:
+            raise engine_failed(error) from None
+        self._process = process
+        self._watch = asyncio.create_task(self._watched(process))
+        log.debug("engine started, pid %d", process.pid)
+        return process
 
     async def request(self, method: str, *args: Any, pid: int | None = None, **kwargs: Any) -> Any:
         """Call a method of the running engine's client.

@@ -24,7 +24,10 @@ def choose(offered: Sequence[TunnelBackend], name: str | None) -> tuple[TunnelBa
         for backend in offered:
             if backend.name == name:
                 if (why := backend.unavailable()) is not None:
-                    raise BackendUnavailable(f"the tunnel backend {name} cannot serve here: {why}")
+                    raise BackendUnavailable(
+                        f"the tunnel backend {name} cannot serve here: {why}",
+                        hint="`lattice doctor` says what to change",
+                    )
                 return backend, "asked for by name"
         known = ", ".join(sorted({backend.name for backend in offered}))
         raise BackendUnavailable(
