@@ -1,7 +1,12 @@
 """For all tests of the workspace."""
 
+import os
 import signal
+from collections.abc import Generator
 from importlib.util import find_spec
+from typing import Any
+
+import pytest
 
 from lattice_autogen._compat import GENERATIONS
 
@@ -18,3 +23,24 @@ collect_ignore_glob = [
     for generation, module in GENERATIONS.items()
     if find_spec(module) is None
 ]
+
+# Set where everything that tests need is installed (.ci/run): a test that is skipped has failed.
+NO_SKIPS = bool(os.environ.get("LATTICE_NO_SKIPS"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """See NO_SKIPS."""
+    return _not_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """See NO_SKIPS."""
+    return _not_skipped((yield))
+
+
+def _not_skipped(report: Any) -> Any:
+    if NO_SKIPS and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", f"may not be skipped here: {report.longrepr}"
+    return report
