@@ -200,6 +200,32 @@ def test_doctor_proves_a_tunnel_and_leaves_nothing(member: Shell) -> None:
     wait_for("its peer to be gone", lambda: "doctor" not in member.run("peers", "list").stdout)
 
 
+@pytest.mark.parametrize(
+    ("environment", "failed", "skipped"),
+    [
+        ({"LATTICE_SERVER": "http://127.0.0.1:9"}, {"control plane"}, {"clock", "token", "tunnel"}),
+        ({"LATTICE_TOKEN": "lt-somebody-elses"}, {"token"}, {"tunnel"}),
+        ({"LATTICE_ENGINE": "/nonexistent"}, {"engine", "tunnel"}, {"gateway"}),
+    ],
+    ids=["server", "token", "engine"],
+)
+def test_doctor_names_what_failed_and_what_to_change(
+    member: Shell, environment: dict[str, str], failed: set[str], skipped: set[str]
+) -> None:
+    done = member.run("doctor", "--output", "json", **environment)
+    assert done.returncode == 1, done.stdout
+    report = json.loads(done.stdout)
+    assert report["ok"] is False
+    checks = {check["check"]: check for check in report["checks"]}
+    assert {name for name, check in checks.items() if check["verdict"] == "failed"} == failed
+    assert {name for name, check in checks.items() if check["verdict"] == "skipped"} == skipped
+    assert all(checks[name]["detail"] and checks[name]["change"] for name in failed)
+    told = member.run("doctor", **environment)
+    assert told.returncode == 1
+    for secret in (member.environment["LATTICE_TOKEN"], "lt-somebody-elses"):
+        assert secret not in done.stdout + done.stderr + told.stdout + told.stderr
+
+
 def test_plugins_and_versions_are_listed(member: Shell) -> None:
     assert "lattice_tunnel_backends" in member.run("plugins", "-o", "json").stdout
     assert "lattice-sdk" in member.run("version").stdout
