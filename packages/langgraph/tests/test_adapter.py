@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import operator
 import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypedDict
 
@@ -12,12 +12,10 @@ import pytest
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
-from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.prebuilt import ToolNode
+from langgraph.prebuilt import ToolNode, ToolRuntime
 from langgraph.runtime import Runtime
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, Send, interrupt
@@ -30,19 +28,6 @@ from lattice_sdk.testing import World
 
 class State(TypedDict):
     seen: Annotated[list[str], operator.add]
-
-
-@pytest.fixture(scope="module")
-def agent(lattice_world: World) -> Iterator[LatticeAgent]:
-    """One open agent for the tests that need no life of their own."""
-    with LatticeAgent(**lattice_world.settings(agent_name="shared")) as agent:
-        yield agent
-
-
-@pytest.fixture(scope="module")
-def other(lattice_world: World) -> Iterator[LatticeAgent]:
-    with LatticeAgent(**lattice_world.settings(agent_name="other")) as agent:
-        yield agent
 
 
 def who(_: State) -> State:
@@ -98,44 +83,6 @@ async def test_each_async_way_to_run_it_finds_the_agent(agent: LatticeAgent) -> 
     events = [event async for event in g.astream_events(start(), version="v2")]
     assert events[-1]["event"] == "on_chain_end"
     assert events[-1]["data"]["output"] == twice
-
-
-@pytest.mark.parametrize(
-    "mode",
-    [
-        "values",
-        "updates",
-        "custom",
-        "messages",
-        "debug",
-        "tasks",
-        "checkpoints",
-        ["values", "updates"],
-    ],
-)
-def test_stream_modes_give_what_the_bare_graph_gives(agent: LatticeAgent, mode: Any) -> None:
-    def node(_: State) -> State:
-        get_stream_writer()({"half": 1})
-        return {"seen": ["x"]}
-
-    compiled = chain(node, node).compile(checkpointer=InMemorySaver())
-
-    def shape(chunk: Any) -> Any:
-        """Without ids and times, which differ from run to run."""
-        if isinstance(chunk, dict):
-            return {
-                key: shape(value)
-                for key, value in chunk.items()
-                if key
-                not in ("id", "timestamp", "config", "parent_config", "checkpoint", "metadata")
-            }
-        return [shape(one) for one in chunk] if isinstance(chunk, (list, tuple)) else chunk
-
-    def steps(graph: Any, thread: str) -> list[Any]:
-        config = {"configurable": {"thread_id": thread}}
-        return [shape(step) for step in graph.stream(start(), config, stream_mode=mode)]
-
-    assert steps(bind(compiled, agent), "b") == steps(compiled, "a")
 
 
 def test_stream_left_early_ends_the_run(agent: LatticeAgent) -> None:
@@ -210,6 +157,40 @@ def test_tools_of_a_tool_node_find_the_agent(agent: LatticeAgent) -> None:
     call = AIMessage("", tool_calls=[{"name": "whoami", "args": {}, "id": "1"}])
     answer = bind(graph.compile(), agent).invoke({"messages": [call]})
     assert answer["messages"][-1].content == agent.peer_id
+
+
+def test_tool_may_ask_its_runtime(agent: LatticeAgent) -> None:
+    @tool
+    def whoami(runtime: ToolRuntime) -> str:
+        """Tell the peer, from a thread that has no context of its own."""
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(current_agent, runtime).result().peer_id
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("tools", ToolNode([whoami]))
+    graph.add_edge(START, "tools")
+    call = AIMessage("", tool_calls=[{"name": "whoami", "args": {}, "id": "1"}])
+    answer = bind(graph.compile(), agent).invoke({"messages": [call]})
+    assert answer["messages"][-1].content == agent.peer_id
+
+
+@pytest.mark.anyio
+async def test_tasks_and_threads_of_async_graphs_never_mix(
+    agent: LatticeAgent, other: LatticeAgent
+) -> None:
+    async def node(_: State) -> State:
+        await asyncio.sleep(0)
+        task = asyncio.create_task(who_async(start()))
+        thread = asyncio.to_thread(who, start())
+        found = [await task, await thread, await who_async(start())]
+        return {"seen": [one["seen"][0] for one in found]}
+
+    graphs = [bind(chain(*[node] * 5).compile(), one) for one in (agent, other)]
+    runs = await asyncio.gather(*[graphs[number % 2].ainvoke(start()) for number in range(20)])
+    for number, run in enumerate(runs):
+        assert run["seen"] == [(agent, other)[number % 2].peer_id] * 15
+    with pytest.raises(IdentityClosed):
+        current_agent()
 
 
 def test_config_has_the_agent_too(agent: LatticeAgent) -> None:

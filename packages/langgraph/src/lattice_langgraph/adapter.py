@@ -5,39 +5,46 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.config import get_config
 from langgraph.graph import StateGraph
-from langgraph.graph.state import CompiledStateGraph
+from langgraph.pregel import Pregel
 
 from lattice_sdk import IdentityClosed, LatticeAgent
 
+if TYPE_CHECKING:
+    from langgraph.prebuilt import ToolRuntime
+
 __all__ = ["AGENT_KEY", "IdentifiedGraph", "bind", "current_agent", "lattice_lifespan"]
 
-# Where nodes find their agent in ``config["configurable"]``. Keys with two leading underscores are
-# left out of checkpoints and traces (langgraph.checkpoint.base.get_checkpoint_metadata).
-AGENT_KEY = "__lattice_agent"
+# Where nodes find their agent in ``config["configurable"]``. So begin the keys of LangGraph itself,
+# which it leaves out of checkpoints, traces and streams (langgraph.pregel.debug.rm_pregel_keys).
+AGENT_KEY = "__pregel_lattice_agent"
 
 StateT = TypeVar("StateT")
 _agent: ContextVar[LatticeAgent | None] = ContextVar("lattice_agent", default=None)
 
 
-def current_agent(config: RunnableConfig | None = None) -> LatticeAgent:
+def current_agent(
+    config: RunnableConfig | ToolRuntime[Any, Any] | None = None,
+) -> LatticeAgent:
     """The agent of the graph that runs the calling node or tool.
 
     Right in every thread and task that LangGraph starts. Code that starts threads of its own asks
     before it does, or passes on the node's ``config``.
 
     Args:
-        config: the node's, where that is at hand.
+        config: the node's, or the runtime of a tool, where that is at hand.
 
     Raises:
         IdentityClosed: no graph with an identity runs the caller.
     """
     if config is not None:
-        found = config.get("configurable", {}).get(AGENT_KEY)
+        own = config if isinstance(config, dict) else config.config
+        found = (own.get("configurable") or {}).get(AGENT_KEY)
     else:
         found = _agent.get() or _from_config()
     if found is None:
@@ -55,7 +62,7 @@ def _from_config() -> Any:
         return None  # not in a graph at all
 
 
-class IdentifiedGraph(CompiledStateGraph[Any, Any, Any, Any]):
+class IdentifiedGraph(Pregel[Any, Any, Any, Any]):
     """A compiled graph whose nodes have an agent; otherwise the graph that it was.
 
     Everything that runs nodes goes through ``stream`` or ``astream`` (langgraph.pregel.main).
@@ -72,7 +79,7 @@ class IdentifiedGraph(CompiledStateGraph[Any, Any, Any, Any]):
         config: RunnableConfig | None = None,
         **options: Any,
     ) -> Any:
-        """See :meth:`CompiledStateGraph.stream`."""
+        """See :meth:`Pregel.stream`."""
         return self._steps(super().stream(input, self._under(config), **options))
 
     def astream(
@@ -81,13 +88,16 @@ class IdentifiedGraph(CompiledStateGraph[Any, Any, Any, Any]):
         config: RunnableConfig | None = None,
         **options: Any,
     ) -> Any:
-        """See :meth:`CompiledStateGraph.astream`."""
+        """See :meth:`Pregel.astream`."""
         return self._asteps(super().astream(input, self._under(config), **options))
 
     def _under(self, config: RunnableConfig | None) -> RunnableConfig:
-        # The caller may be a node of another graph that hands its own config on.
-        own = {**(config or {}).get("configurable", {}), AGENT_KEY: self.lattice_agent}
-        return cast(RunnableConfig, {**(config or {}), "configurable": own})
+        # The caller may be a node of another graph that hands its own config on. Where it hands on
+        # none, the run takes the graph's, or the calling node's (langgraph ensure_config): they
+        # have the thread, and what makes this a subgraph.
+        places = (config, self.config, var_child_runnable_config.get())
+        own = next((found for one in places if (found := (one or {}).get("configurable"))), {})
+        return {**(config or {}), "configurable": {**own, AGENT_KEY: self.lattice_agent}}
 
     def _steps(self, steps: Iterator[Any]) -> Iterator[Any]:
         # Only during a step: what the caller does between two steps is not the graph's.
@@ -133,8 +143,8 @@ class lattice_lifespan(Generic[StateT]):  # noqa: N801 - used as a function, as 
     agent; a node that takes its config has it in ``config["configurable"][AGENT_KEY]`` too.
 
     Args:
-        graph: a ``StateGraph``, which is compiled as it is, or a compiled graph, which stays as it
-            is: the block gets a copy.
+        graph: a ``StateGraph``, which is compiled as it is, or a compiled graph (an ``@entrypoint``
+            is one), which stays as it is: the block gets a copy.
         settings: of :class:`lattice_sdk.LatticeAgent`; ``agent_name`` is the graph's name when
             left out.
 
@@ -144,13 +154,9 @@ class lattice_lifespan(Generic[StateT]):  # noqa: N801 - used as a function, as 
     """
 
     def __init__(self, graph: StateGraph[Any, Any, Any, Any] | Any, **settings: Any) -> None:
-        if isinstance(graph, StateGraph):
-            graph = graph.compile()
-        if not isinstance(graph, CompiledStateGraph):
-            raise TypeError(f"a StateGraph or a compiled one is needed, not {type(graph).__name__}")
-        self._compiled: CompiledStateGraph[Any, Any, Any, Any] = graph
+        self._compiled = compiled(graph)
         if settings.get("agent_name") is None:
-            settings["agent_name"] = graph.get_name()
+            settings["agent_name"] = self._compiled.get_name()
         self._agent = LatticeAgent(**settings)
 
     def __enter__(self) -> IdentifiedGraph:
@@ -181,7 +187,20 @@ class lattice_lifespan(Generic[StateT]):  # noqa: N801 - used as a function, as 
         return bind(self._compiled, self._agent)
 
 
-def bind(graph: CompiledStateGraph[Any, Any, Any, Any], agent: LatticeAgent) -> IdentifiedGraph:
+def compiled(graph: StateGraph[Any, Any, Any, Any] | Any) -> Pregel[Any, Any, Any, Any]:
+    """The graph, compiled if it is not yet.
+
+    Raises:
+        TypeError: it is no graph.
+    """
+    if isinstance(graph, StateGraph):
+        return graph.compile()
+    if not isinstance(graph, Pregel):
+        raise TypeError(f"a StateGraph or a compiled one is needed, not {type(graph).__name__}")
+    return graph
+
+
+def bind(graph: Pregel[Any, Any, Any, Any], agent: LatticeAgent) -> IdentifiedGraph:
     """A copy of a compiled graph whose nodes use ``agent``, which its owner opens and closes."""
     kind = type(graph)
     # The agent is in the class, as graphs copy themselves by calling their class with what is in
