@@ -96,7 +96,7 @@ func (p *process) say(a answer, fd int) {
 	defer closeFD(fd)
 	p.write.Lock()
 	defer p.write.Unlock()
-	if err := writeMessage(p.conn, a, fd); err != nil {
+	if err := writeMessage(p.conn, a, fd); err != nil && !errors.Is(err, unix.EPIPE) {
 		slog.Error("the engine cannot be answered", "error", err.Error())
 	}
 }

@@ -8,8 +8,17 @@ import (
 
 // socket opens a socket of the namespace, unbound and unconnected.
 func (n *namespace) socket(family, kind string) (int, error) {
-	domain := unix.AF_INET
-	echo := unix.IPPROTO_ICMP
+	fd := -1
+	err := n.do(func() (err error) {
+		fd, err = OpenSocket(family, kind)
+		return err
+	})
+	return fd, err
+}
+
+// OpenSocket opens a socket in the network namespace of this thread.
+func OpenSocket(family, kind string) (int, error) {
+	domain, echo := unix.AF_INET, unix.IPPROTO_ICMP
 	switch family {
 	case Inet:
 	case Inet6:
@@ -17,22 +26,18 @@ func (n *namespace) socket(family, kind string) (int, error) {
 	default:
 		return -1, &Error{"invalid_socket", fmt.Sprintf("family %q is neither inet nor inet6", family)}
 	}
-	fd := -1
-	err := n.do(func() (err error) {
-		switch kind {
-		case Stream:
-			fd, err = unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
-		case Dgram:
-			fd, err = unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
-		case Ping:
-			fd, err = unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, echo)
-			if err != nil { // /proc/sys may not be written, and the host's setting lets nobody
-				fd, err = unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, echo)
-			}
-		default:
-			return &Error{"invalid_socket", fmt.Sprintf("type %q is neither stream nor dgram", kind)}
+	switch kind {
+	case Stream:
+		return unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	case Dgram:
+		return unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
+	case Ping:
+		fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, echo)
+		if err != nil { // net.ipv4.ping_group_range lets nobody
+			return unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, echo)
 		}
-		return err
-	})
-	return fd, err
+		return fd, nil
+	default:
+		return -1, &Error{"invalid_socket", fmt.Sprintf("type %q is neither stream nor dgram", kind)}
+	}
 }

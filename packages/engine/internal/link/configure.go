@@ -3,11 +3,13 @@
 package link
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // DisableIPv6 turns IPv6 off on an interface; a kernel without IPv6 has nothing to turn off.
@@ -23,6 +25,18 @@ func SetAddress(link netlink.Link, address netip.Prefix) error {
 // Route sends what is for the prefix into the interface.
 func Route(link netlink.Link, to netip.Prefix) error {
 	return netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(to), Scope: netlink.SCOPE_LINK})
+}
+
+// RouteAfter does the same and leaves a route to the same prefix that is there already before this one.
+func RouteAfter(link netlink.Link, to netip.Prefix) error {
+	index := link.Attrs().Index
+	route := &netlink.Route{LinkIndex: index, Dst: ipNet(to), Scope: netlink.SCOPE_LINK}
+	err := netlink.RouteAdd(route)
+	if errors.Is(err, unix.EEXIST) {
+		route.Priority = index // no two interfaces have the same
+		err = netlink.RouteAdd(route)
+	}
+	return err
 }
 
 // Everything is the prefix of the default route.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"lattice.dev/engine/internal/control"
+	"lattice.dev/engine/internal/wg"
 )
 
 func (s *service) routes(server *control.Server) {
@@ -30,7 +31,11 @@ func answerError(w http.ResponseWriter, err error) {
 		control.WriteProblem(w, known.status, known.code, known.detail)
 		return
 	}
-	if errors.Is(err, errDown) {
+	if errors.Is(err, wg.ErrRefused) {
+		control.WriteProblem(w, http.StatusBadRequest, "invalid_tunnel", err.Error())
+		return
+	}
+	if errors.Is(err, errDown) || errors.Is(err, wg.ErrClosed) {
 		control.WriteProblem(w, http.StatusConflict, "tunnel_expired", err.Error())
 		return
 	}

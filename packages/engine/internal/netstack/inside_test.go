@@ -12,7 +12,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -57,7 +59,12 @@ type place struct {
 // eachPlace runs a test with every runner.
 func eachPlace(t *testing.T, test func(t *testing.T, p *place)) {
 	t.Helper()
-	for _, r := range runners() {
+	inPlaces(t, runners(), test)
+}
+
+func inPlaces(t *testing.T, runners []runner, test func(t *testing.T, p *place)) {
+	t.Helper()
+	for _, r := range runners {
 		t.Run(r.name, func(t *testing.T) {
 			p := &place{world: newWorld(t), runner: r}
 			p.spec["network"] = map[string]any{"kind": kindNamespace, "device": r.device}
@@ -68,15 +75,18 @@ func eachPlace(t *testing.T, test func(t *testing.T, p *place)) {
 	}
 }
 
+// inTwoPlaces runs a test with each user and each device, and not with all pairs of them: for what depends on one or
+// the other and takes its time.
+func inTwoPlaces(t *testing.T, test func(t *testing.T, p *place)) {
+	t.Helper()
+	all := runners()
+	inPlaces(t, slices.Compact([]runner{all[0], all[len(all)-1]}), test)
+}
+
 // inOnePlace runs a test with one runner: for what depends neither on the device nor on the user.
 func inOnePlace(t *testing.T, test func(t *testing.T, p *place)) {
 	t.Helper()
-	r := runners()[len(runners())-1]
-	p := &place{world: newWorld(t), runner: r}
-	p.spec["network"] = map[string]any{"kind": kindNamespace, "device": r.device}
-	p.start(t)
-	p.network = p.open(t, "p1", p.spec)
-	test(t, p)
+	inPlaces(t, runners()[len(runners())-1:], test)
 }
 
 func (p *place) start(t *testing.T) {
@@ -86,19 +96,13 @@ func (p *place) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(directory) })
-	// The directory of `go test` is closed to other users.
-	p.program = filepath.Join(directory, "lattice-engine")
-	self, err := os.ReadFile("/proc/self/exe")
-	if err == nil {
-		err = os.WriteFile(p.program, self, 0o755)
+	if err := os.Chmod(directory, 0o755); err != nil {
+		t.Fatal(err)
 	}
-	if err == nil {
-		err = os.Chmod(directory, 0o755)
+	if err := os.Chown(directory, p.runner.user, p.runner.user); err != nil {
+		t.Fatal(err)
 	}
-	if err == nil {
-		err = os.Chown(directory, p.runner.user, p.runner.user)
-	}
-	if err != nil {
+	if p.program, err = program(); err != nil {
 		t.Fatal(err)
 	}
 	command := exec.Command(p.program, "--parent-pipe", "--runtime-dir", filepath.Join(directory, "run"))
@@ -116,6 +120,27 @@ func (p *place) start(t *testing.T) {
 	p.engine.dial(t, p.engine.line(t, "control").(string))
 }
 
+// program is a copy of this binary that everybody may execute: the directory of `go test` is closed to other users.
+var program = sync.OnceValues(func() (string, error) {
+	directory, err := os.MkdirTemp("/tmp", "engine-program-")
+	if err != nil {
+		return "", err
+	}
+	programs = directory
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(directory, "lattice-engine")
+	if err := os.WriteFile(path, self, 0o755); err != nil {
+		return "", err
+	}
+	return path, os.Chmod(directory, 0o755)
+})
+
+// programs is the directory of the copy, which TestMain removes.
+var programs string
+
 func (r runner) credential() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(r.user), Gid: uint32(r.user)}}
 }
@@ -123,7 +148,7 @@ func (r runner) credential() *syscall.SysProcAttr {
 // beOpenTUN becomes the ordinary user on a machine where everybody may open /dev/net/tun: in a mount namespace of its
 // own there is another node for it.
 func beOpenTUN() int {
-	node := filepath.Join(filepath.Dir(os.Args[0]), "tun")
+	node := filepath.Join(filepath.Dir(os.Args[len(os.Args)-1]), "tun") // beside the runtime directory
 	for _, err := range []error{
 		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
 		unix.Mknod(node, unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))),

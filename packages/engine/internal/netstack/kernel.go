@@ -12,25 +12,25 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
-	"golang.zx2c4.com/wireguard/tun"
 
 	"lattice.dev/engine/internal/keeper"
+	"lattice.dev/engine/internal/wg"
 )
 
 // kernelNetwork is the kernel's own network stack in some network namespace.
 type kernelNetwork struct {
-	dev   tun.Device
-	iface string
+	start func() (wg.Device, error)
 	// socket opens a socket in the namespace, unbound and unconnected.
 	socket func(family, kind string) (int, error)
 	gone   <-chan struct{} // closed when the namespace is gone with its keeper
+	shared bool            // with the host's programs: there is nobody to keep from what is forwarded
 	end    func()
 	once   sync.Once
 }
 
-func (k *kernelNetwork) device() tun.Device    { return k.dev }
-func (k *kernelNetwork) lost() <-chan struct{} { return k.gone }
-func (k *kernelNetwork) close()                { k.once.Do(k.end) }
+func (k *kernelNetwork) begin(*settings) (wg.Device, error) { return k.start() }
+func (k *kernelNetwork) lost() <-chan struct{}              { return k.gone }
+func (k *kernelNetwork) close()                             { k.once.Do(k.end) }
 
 func (k *kernelNetwork) dialTCP(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	dialer := net.Dialer{Control: k.control(keeper.Stream)}
@@ -42,6 +42,9 @@ func (k *kernelNetwork) listenTCP(at netip.AddrPort) (net.Listener, error) {
 	listener, err := listen.Listen(context.Background(), "tcp", at.String())
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on tcp %s: %w", at, err)
+	}
+	if k.shared {
+		return listener, nil
 	}
 	return &foreignListener{listener}, nil
 }
@@ -57,6 +60,9 @@ func (k *kernelNetwork) openUDP(at netip.AddrPort, refused func()) (net.PacketCo
 		return nil, fmt.Errorf("cannot open udp %s: %w", at, err)
 	}
 	udp := &foreignUDP{socket.(*net.UDPConn), at.Addr()}
+	if k.shared {
+		udp.own = netip.Addr{}
+	}
 	if refused == nil {
 		return udp, nil
 	}
@@ -139,6 +145,14 @@ func (l *foreignListener) Accept() (net.Conn, error) {
 	}
 }
 
+// Close ends the listening at once, also where the keeper is still closing its copy of the socket.
+func (l *foreignListener) Close() error {
+	if raw, err := l.Listener.(*net.TCPListener).SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
+	}
+	return l.Listener.Close()
+}
+
 // foreignUDP does the same for datagrams.
 type foreignUDP struct {
 	*net.UDPConn
@@ -156,7 +170,7 @@ func (u *foreignUDP) ReadFrom(packet []byte) (int, net.Addr, error) {
 
 func local(from net.Addr, own netip.Addr) bool {
 	source := address(from)
-	return source == own || source.IsLoopback()
+	return own.IsValid() && (source == own || source.IsLoopback())
 }
 
 // address is that of a TCP or UDP end.

@@ -9,13 +9,14 @@ import (
 
 // kinds are all networks that a tunnel can end in, as far as this user may have them.
 func kinds() map[string]map[string]any {
-	all := map[string]map[string]any{
-		"netstack":         {"kind": kindNetstack},
-		"namespace/packet": {"kind": kindNamespace, "device": keeper.DevicePacket},
+	all, kind := map[string]map[string]any{}, kindInterface
+	if !inOwnNetwork() {
+		all["netstack"], kind = map[string]any{"kind": kindNetstack}, kindNamespace
 	}
+	all[kind+"/packet"] = map[string]any{"kind": kind, "device": keeper.DevicePacket}
 	if file, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err == nil {
 		_ = file.Close()
-		all["namespace/tun"] = map[string]any{"kind": kindNamespace, "device": keeper.DeviceTUN}
+		all[kind+"/tun"] = map[string]any{"kind": kind, "device": keeper.DeviceTUN}
 	}
 	return all
 }

@@ -104,7 +104,7 @@ func TestTheEndOfATunnelLeavesItsProgramsWithoutANetwork(t *testing.T) {
 		"SIGKILL of the engine": func(t *testing.T, p *place) { _ = p.engine.command.Process.Kill() },
 	} {
 		t.Run(name, func(t *testing.T) {
-			eachPlace(t, func(t *testing.T, p *place) {
+			inTwoPlaces(t, func(t *testing.T, p *place) {
 				p.echoTCP(t, 80)
 				program := p.survivor(t)
 				end(t, p)
@@ -122,7 +122,7 @@ func TestTheEndOfATunnelLeavesItsProgramsWithoutANetwork(t *testing.T) {
 }
 
 func TestTheDeathOfTheKeeperIsTheLossOfItsTunnelsAndOfNoOther(t *testing.T) {
-	eachPlace(t, func(t *testing.T, p *place) {
+	inTwoPlaces(t, func(t *testing.T, p *place) {
 		p.echoTCP(t, 80)
 		other := newWorld(t)
 		if status, answer := p.engine.call(t, "PUT", "/v1/tunnels/other", other.spec); status != http.StatusCreated {
@@ -175,7 +175,7 @@ func TestAnInterfaceThatIsTakenAwayIsALostTunnel(t *testing.T) {
 }
 
 func TestTunnelsComeAndGoAndLeaveNothingInTheKeeper(t *testing.T) {
-	eachPlace(t, func(t *testing.T, p *place) {
+	inTwoPlaces(t, func(t *testing.T, p *place) {
 		keeper := fmt.Sprintf("/proc/%v/", p.namespace()["pid"])
 		count := func(what string) int {
 			entries, err := os.ReadDir(keeper + what)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lattice.dev/engine/internal/keeper"
+	"lattice.dev/engine/internal/wg"
 )
 
 // Kinds of network that a tunnel can end in.
@@ -33,6 +34,7 @@ type NetworkSpec struct {
 type networkView struct {
 	Kind      string         `json:"kind"`
 	Device    string         `json:"device"`
+	Why       string         `json:"why,omitempty"`
 	Interface *string        `json:"interface"`
 	Namespace *namespaceView `json:"namespace"`
 	Sockets   *string        `json:"sockets"`
@@ -63,22 +65,33 @@ func (s *Spec) readNetwork(read *settings) error {
 	}
 	switch n.Device {
 	case keeper.DeviceAuto, keeper.DeviceTUN, keeper.DevicePacket:
+	case deviceKernel:
+		if n.Kind != kindInterface { // a program in the namespace would be one step from the key
+			return fmt.Errorf("network.device: kernel is for network.kind interface alone")
+		}
 	default:
-		return fmt.Errorf("network.device: %q is none of auto, tun and packet", n.Device)
+		return fmt.Errorf("network.device: %q is none of auto, kernel, tun and packet", n.Device)
 	}
 	read.network = n
 	if read.router && n.Kind != kindNetstack {
 		return fmt.Errorf("router: only a tunnel of the kind netstack can serve addresses beyond its own, not one of the kind %s", n.Kind)
 	}
+	if n.Kind == kindNamespace || n.Kind == kindInterface {
+		for _, address := range read.addresses {
+			if !address.Is4() {
+				return fmt.Errorf("interface.addresses: %s is not IPv4, which is all that an interface gets", address)
+			}
+		}
+	}
 	switch n.Kind {
 	case kindNetstack:
 		return nil
-	case kindNamespace:
-		for _, address := range read.addresses {
-			if !address.Is4() {
-				return fmt.Errorf("interface.addresses: %s is not IPv4, which is all that a network namespace gets", address)
-			}
+	case kindInterface:
+		if read.leadsIntoItself() {
+			return fmt.Errorf("peer.endpoint: %s is within peer.allowedIPs, so the tunnel's own packets would be routed into the tunnel", read.peer.Endpoint)
 		}
+		return nil
+	case kindNamespace:
 		// Nothing else is in the namespace: what leads past the overlay meets the gateway's refusal, and its record.
 		read.peer.AllowedIPs = []string{netip.PrefixFrom(netip.IPv4Unspecified(), 0).String()}
 		return nil
@@ -89,8 +102,11 @@ func (s *Spec) readNetwork(read *settings) error {
 
 // openNetwork makes what the tunnel ends in.
 func (s *service) openNetwork(read *settings) (network, networkView, error) {
-	if read.network.Kind == kindNamespace {
+	switch read.network.Kind {
+	case kindNamespace:
 		return s.openNamespace(read)
+	case kindInterface:
+		return s.openInterface(read)
 	}
 	overlay, err := newOverlay(read.addresses, read.mtu, read.router)
 	if err != nil {
@@ -100,7 +116,7 @@ func (s *service) openNetwork(read *settings) (network, networkView, error) {
 }
 
 func (s *service) openNamespace(read *settings) (network, networkView, error) {
-	kept, number, err := s.startKeeper()
+	kept, err := s.startKeeper()
 	if err != nil {
 		return nil, networkView{}, keeperProblem(err)
 	}
@@ -110,19 +126,19 @@ func (s *service) openNamespace(read *settings) (network, networkView, error) {
 	if err != nil {
 		return nil, networkView{}, keeperProblem(err)
 	}
-	device, err := namespace.Join()
+	packets, err := namespace.Join()
 	if err != nil {
 		namespace.Close()
 		return nil, networkView{}, err
 	}
-	path := filepath.Join(s.runtimeDir, fmt.Sprintf("sockets-%d.sock", number))
+	path := filepath.Join(s.runtimeDir, fmt.Sprintf("sockets-%d.sock", s.number()))
 	sockets, err := serveSockets(path, namespace.Socket)
 	if err != nil {
-		_ = device.Close()
+		_ = packets.Close()
 		namespace.Close()
 		return nil, networkView{}, err
 	}
-	k := &kernelNetwork{dev: device, iface: read.network.Interface, socket: namespace.Socket, gone: namespace.Lost()}
+	k := &kernelNetwork{start: func() (wg.Device, error) { return wg.NewUserspace(packets, read.privateKey, read.peer) }, socket: namespace.Socket, gone: namespace.Lost()}
 	k.end = func() {
 		sockets.close()
 		namespace.Close()
@@ -134,8 +150,11 @@ func (s *service) openNamespace(read *settings) (network, networkView, error) {
 	return k, view, nil
 }
 
-// startKeeper returns the engine's one keeper, a new one where there is none, and a number for a namespace.
-func (s *service) startKeeper() (*keeper.Keeper, int, error) {
+// number is a new one for a network.
+func (s *service) number() int64 { return s.networks.Add(1) }
+
+// startKeeper returns the engine's one keeper, a new one where there is none.
+func (s *service) startKeeper() (*keeper.Keeper, error) {
 	s.keeping.Lock()
 	defer s.keeping.Unlock()
 	if s.keeper != nil {
@@ -148,13 +167,12 @@ func (s *service) startKeeper() (*keeper.Keeper, int, error) {
 	if s.keeper == nil {
 		started, err := keeper.Start()
 		if err != nil {
-			return nil, 0, err
+			return nil, err
 		}
 		s.log.Info("namespace keeper started", "pid", started.PID)
 		s.keeper = started
 	}
-	s.namespaces++
-	return s.keeper, s.namespaces, nil
+	return s.keeper, nil
 }
 
 func (s *service) endKeeper() {

@@ -22,6 +22,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 	"gvisor.dev/gvisor/pkg/waiter"
+
+	"lattice.dev/engine/internal/wg"
 )
 
 const (
@@ -70,7 +72,10 @@ func newOverlay(addresses []netip.Addr, mtu int, router bool) (*overlay, error) 
 	return o, nil
 }
 
-func (o *overlay) device() tun.Device    { return o }
+func (o *overlay) begin(read *settings) (wg.Device, error) {
+	return wg.NewUserspace(o, read.privateKey, read.peer)
+}
+
 func (o *overlay) lost() <-chan struct{} { return nil }
 func (o *overlay) close()                { _ = o.Close() }
 

@@ -27,6 +27,12 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 2 && os.Args[1] == keeper.Mode {
 		os.Exit(keeper.Main())
 	}
+	if inOwnNetwork() {
+		if err := loopback(); err != nil {
+			fmt.Fprintln(os.Stderr, "loopback:", err)
+			os.Exit(1)
+		}
+	}
 	switch os.Getenv(engineRole) {
 	case "engine":
 		os.Exit(Main(os.Args[1:], "test"))
@@ -37,7 +43,11 @@ func TestMain(m *testing.M) {
 	case "inside":
 		os.Exit(beInside())
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if programs != "" {
+		_ = os.RemoveAll(programs)
+	}
+	os.Exit(code)
 }
 
 // beParent starts an engine, hands its ready line on and waits to be killed. A second process holds the

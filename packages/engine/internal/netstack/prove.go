@@ -3,7 +3,6 @@ package netstack
 import (
 	"context"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -14,9 +13,6 @@ import (
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
-	"golang.zx2c4.com/wireguard/device"
-
-	"lattice.dev/engine/internal/wg"
 )
 
 const (
@@ -49,7 +45,7 @@ func (t *Tunnel) prove(ctx context.Context, since time.Time, address netip.Addr,
 
 // reprove makes a new handshake and times an echo; connections go on meanwhile.
 func (t *Tunnel) reprove(ctx context.Context, address netip.Addr, timeout time.Duration) (time.Duration, error) {
-	counters, err := wg.ReadCounters(t.device)
+	counters, err := t.device.Counters()
 	if err != nil {
 		return 0, fmt.Errorf("cannot read the device: %w", err)
 	}
@@ -64,7 +60,7 @@ func (t *Tunnel) shakeHands(ctx context.Context, since time.Time) error {
 	for gap := handshakeRetry; ; {
 		// Asked first: the device initiates by itself when it comes up with a keepalive, and another
 		// initiation within 20 ms is dropped by the other end as a flood.
-		counters, err := wg.ReadCounters(t.device)
+		counters, err := t.device.Counters()
 		if err != nil {
 			return fmt.Errorf("cannot read the device: %w", err)
 		}
@@ -72,7 +68,7 @@ func (t *Tunnel) shakeHands(ctx context.Context, since time.Time) error {
 			return nil
 		}
 		if now := time.Now(); now.After(next) {
-			if err := t.initiate(!next.IsZero() || !since.IsZero()); err != nil {
+			if err := t.device.Initiate(!next.IsZero() || !since.IsZero()); err != nil {
 				return err
 			}
 			next = now.Add(gap)
@@ -93,24 +89,6 @@ func (t *Tunnel) shakeHands(ctx context.Context, since time.Time) error {
 	}
 }
 
-// initiate sends a handshake initiation; anew also when one is under way or done already.
-func (t *Tunnel) initiate(anew bool) error {
-	raw, err := hex.DecodeString(string(t.spec.peer.PublicKey))
-	if err != nil {
-		return err
-	}
-	peer := t.device.LookupPeer(device.NoisePublicKey(raw))
-	if peer == nil {
-		return errDown
-	}
-	if anew { // Without this the device would hold back a second initiation for 5 s.
-		peer.ExpireCurrentKeypairs()
-	}
-	// An initiation that cannot be sent now (no route yet) is tried again; the deadline bounds it.
-	_ = peer.SendHandshakeInitiation(false)
-	return nil
-}
-
 func (t *Tunnel) echo(ctx context.Context, address netip.Addr) error {
 	connection, err := t.net.dialPing(address)
 	if err != nil {
@@ -127,7 +105,7 @@ func (t *Tunnel) echo(ctx context.Context, address netip.Addr) error {
 	for sequence, gap := 1, handshakeRetry; ; sequence++ {
 		// The keys may have ended between the handshake and here: an initiation that crossed another one.
 		if now := time.Now(); now.After(next) {
-			if err := t.initiate(true); err != nil {
+			if err := t.device.Initiate(true); err != nil {
 				return err
 			}
 			gap *= 2

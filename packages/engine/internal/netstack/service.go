@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"lattice.dev/engine/internal/keeper"
@@ -35,9 +36,9 @@ type service struct {
 	tunnels  map[string]*Tunnel // nil while one is being made
 	revoking sync.WaitGroup     // revokes whose tunnel is not in the map any more
 
-	keeping    sync.Mutex
-	keeper     *keeper.Keeper // nil until the first tunnel wants a namespace
-	namespaces int            // how many there have been
+	networks atomic.Int64 // how many there have been that hand out sockets
+	keeping  sync.Mutex
+	keeper   *keeper.Keeper // nil until the first tunnel wants a namespace
 }
 
 func newService(version, runtimeDir string, log *slog.Logger) *service {

@@ -13,8 +13,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.zx2c4.com/wireguard/device"
-
 	"lattice.dev/engine/internal/wg"
 )
 
@@ -25,7 +23,7 @@ type Tunnel struct {
 	ID string
 
 	spec   *settings
-	device *device.Device
+	device wg.Device
 	net    network
 	view   networkView
 	proxy  *proxy
@@ -77,19 +75,15 @@ func (s *service) openTunnel(id string, spec *Spec) (*Tunnel, error) {
 	}
 	t.ctx, t.end = context.WithCancel(context.Background())
 	if stack, ok := reached.(*overlay); ok && spec.Router {
-		if t.router, err = newRouter(t, stack); err != nil {
-			_ = stack.Close()
-			return nil, err
-		}
+		t.router, err = newRouter(t, stack)
 	}
-	t.device = device.NewDevice(t.net.device(), wg.NewBind(), &device.Logger{Verbosef: device.DiscardLogf, Errorf: device.DiscardLogf})
-	if err := t.device.IpcSet(fmt.Sprintf("private_key=%s\n%s", read.privateKey, read.peer.UAPI())); err != nil {
-		t.close()
-		return nil, &problem{400, "invalid_tunnel", "the device refuses the configuration: " + err.Error()}
+	if err == nil {
+		t.device, err = reached.begin(read)
 	}
-	if err := t.device.Up(); err != nil {
-		t.close()
-		return nil, fmt.Errorf("cannot open the tunnel's UDP socket: %w", err)
+	if err != nil {
+		t.end()
+		reached.close()
+		return nil, err
 	}
 	if spec.Proxy != nil {
 		if t.proxy, err = openProxy(t, *spec.Proxy); err != nil {
@@ -100,17 +94,17 @@ func (s *service) openTunnel(id string, spec *Spec) (*Tunnel, error) {
 	if spec.ExpiresIn != nil {
 		t.expireIn(seconds(*spec.ExpiresIn))
 	}
-	go t.watch(t.device)
+	go t.watch()
 	return t, nil
 }
 
 // watch takes the tunnel down when its network has gone by itself.
-func (t *Tunnel) watch(dev *device.Device) {
+func (t *Tunnel) watch() {
 	select {
 	case <-t.ctx.Done():
 		return
 	case <-t.net.lost():
-	case <-dev.Wait():
+	case <-t.device.Gone():
 	}
 	if t.closeAs(stateLost) {
 		slog.Error("a tunnel's network has gone", "tunnel", t.ID)
@@ -263,13 +257,11 @@ func (t *Tunnel) update(change *Change) error {
 	if err != nil {
 		return &problem{400, "invalid_tunnel", err.Error()}
 	}
-	var lines string
+	var key wg.Key
 	if change.Interface != nil {
-		key, err := wg.ParseKey(change.Interface.PrivateKey)
-		if err != nil {
+		if key, err = wg.ParseKey(change.Interface.PrivateKey); err != nil {
 			return &problem{400, "invalid_tunnel", "interface.privateKey: " + err.Error()}
 		}
-		lines = fmt.Sprintf("private_key=%s\n", key)
 	}
 	t.mu.Lock()
 	peer := t.peer
@@ -278,12 +270,15 @@ func (t *Tunnel) update(change *Change) error {
 		if peer.Endpoint, err = wg.ResolveEndpoint(change.Peer.Endpoint); err != nil {
 			return &problem{400, "invalid_tunnel", err.Error()}
 		}
-		lines += fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s\n", peer.PublicKey, peer.Endpoint)
 	}
-	if lines != "" {
-		if err := t.device.IpcSet(lines); err != nil {
-			return fmt.Errorf("the device refuses the change: %w", err)
-		}
+	if key != "" {
+		err = t.device.SetPrivateKey(key)
+	}
+	if err == nil && change.Peer != nil {
+		err = t.device.SetEndpoint(peer.Endpoint)
+	}
+	if err != nil {
+		return fmt.Errorf("the device refuses the change: %w", err)
 	}
 	t.mu.Lock()
 	t.peer = peer
@@ -340,7 +335,7 @@ func (t *Tunnel) status() Status {
 	if down {
 		return status
 	}
-	if counters, err := wg.ReadCounters(t.device); err == nil {
+	if counters, err := t.device.Counters(); err == nil {
 		status.RxBytes, status.TxBytes = counters.Received, counters.Sent
 		if !counters.LastHandshake.IsZero() {
 			ago := time.Since(counters.LastHandshake).Seconds()

@@ -62,8 +62,7 @@ type Counters struct {
 	Sent          uint64
 }
 
-// ReadCounters asks the device.
-func ReadCounters(dev *device.Device) (Counters, error) {
+func readCounters(dev *device.Device) (Counters, error) {
 	var counters Counters
 	text, err := dev.IpcGet()
 	if err != nil {
