@@ -177,13 +177,13 @@ func (k *Keeper) call(r *request) (reply, error) {
 
 // attributes ask for a user namespace in which everybody is who they are outside, and a network namespace in it.
 func attributes() (*syscall.SysProcAttr, error) {
-	uids, gids, all, err := userns.Identity()
+	uids, gids, setgroups, err := userns.Identity()
 	if err != nil {
 		return nil, err
 	}
 	return &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-		UidMappings: uids, GidMappings: gids, GidMappingsEnableSetgroups: all,
+		UidMappings: uids, GidMappings: gids, GidMappingsEnableSetgroups: setgroups,
 		AmbientCaps: needed, // an ordinary user's would be lost by the exec
 		Pdeathsig:   syscall.SIGTERM,
 	}, nil

@@ -11,6 +11,7 @@ import (
 // Namespace is a network namespace that the keeper holds for a tunnel.
 type Namespace struct {
 	Device string // DeviceTUN or DevicePacket
+	Why    string // it is not a better one
 	Thread int    // of the keeper, in the namespace as long as the tunnel lives
 	Cookie uint64 // SO_NETNS_COOKIE: never given twice, 0 before Linux 5.14
 
@@ -37,7 +38,7 @@ func (k *Keeper) Open(spec Spec) (*Namespace, error) {
 		return nil, &Error{"keeper_failed", "the keeper of the network namespaces has answered without a device"}
 	}
 	return &Namespace{
-		Device: got.Opened.Device, Thread: got.Opened.Thread, Cookie: got.Opened.Cookie, keeper: k, id: r.ID,
+		Device: got.Opened.Device, Why: got.Opened.Why, Thread: got.Opened.Thread, Cookie: got.Opened.Cookie, keeper: k, id: r.ID,
 		packet: link.End{Socket: got.fd, Index: got.Opened.Index, Kernel: got.Opened.Kernel},
 		fd:     got.fd, mtu: spec.MTU, name: spec.Interface,
 	}, nil

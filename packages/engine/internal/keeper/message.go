@@ -64,10 +64,11 @@ type answer struct {
 // opened is what the engine must know of a namespace.
 type opened struct {
 	Device string `json:"device"`
-	Thread int    `json:"thread"` // it is in the namespace as long as the tunnel lives
-	Cookie uint64 `json:"cookie"` // SO_NETNS_COOKIE: never given twice, 0 before Linux 5.14
-	Index  int    `json:"index"`  // DevicePacket: of the engine's end
-	Kernel []byte `json:"kernel"` // DevicePacket: link-layer address of the interface
+	Why    string `json:"why,omitempty"` // it is not a better one
+	Thread int    `json:"thread"`        // it is in the namespace as long as the tunnel lives
+	Cookie uint64 `json:"cookie"`        // SO_NETNS_COOKIE: never given twice, 0 before Linux 5.14
+	Index  int    `json:"index"`         // DevicePacket: of the engine's end
+	Kernel []byte `json:"kernel"`        // DevicePacket: link-layer address of the interface
 }
 
 // Error is a refusal with a stable code.

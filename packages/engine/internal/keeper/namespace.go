@@ -159,6 +159,7 @@ func (n *namespace) openDevice() (int, error) {
 			n.Device = DeviceTUN
 			return fd, nil
 		}
+		n.Why = fmt.Sprintf("a TUN is not to be had (%v)", err)
 		if n.spec.Device == DeviceTUN {
 			return -1, &Error{"tun_failed", fmt.Sprintf("the TUN cannot be made (%v): load the module tun and let this user open /dev/net/tun, or leave the device out", err)}
 		}

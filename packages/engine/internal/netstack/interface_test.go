@@ -30,15 +30,24 @@ func rerun(t *testing.T, tests string) {
 	t.Helper()
 	command := exec.Command("/proc/self/exe", "-test.run=^("+tests+")$", "-test.count=1")
 	command.Env = append(os.Environ(), ownNetwork+"=yes", goRace)
-	command.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	command.SysProcAttr = &syscall.SysProcAttr{}
 	if os.Getuid() != 0 {
-		command.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-		command.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-		command.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+		command.SysProcAttr = newUserNamespace()
 	}
+	command.SysProcAttr.Cloneflags |= syscall.CLONE_NEWNET
+	command.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	out, err := command.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "PASS") {
 		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// newUserNamespace is one in which this user is root.
+func newUserNamespace() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
 	}
 }
 

@@ -144,7 +144,7 @@ func (s *service) openNamespace(read *settings) (network, networkView, error) {
 		namespace.Close()
 	}
 	view := networkView{
-		Kind: kindNamespace, Device: namespace.Device, Interface: &read.network.Interface, Sockets: &path,
+		Kind: kindNamespace, Device: namespace.Device, Why: namespace.Why, Interface: &read.network.Interface, Sockets: &path,
 		Namespace: &namespaceView{namespace.PID(), namespace.UserPath(), namespace.NetPath(), namespace.Cookie},
 	}
 	return k, view, nil

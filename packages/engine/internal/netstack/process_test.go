@@ -33,15 +33,8 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	switch os.Getenv(engineRole) {
-	case "engine":
-		os.Exit(Main(os.Args[1:], "test"))
-	case "parent":
-		os.Exit(beParent())
-	case "open-tun":
-		os.Exit(beOpenTUN())
-	case "inside":
-		os.Exit(beInside())
+	if role, ok := roles[os.Getenv(engineRole)]; ok {
+		os.Exit(role())
 	}
 	code := m.Run()
 	if programs != "" {
@@ -49,6 +42,13 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(code)
 }
+
+// roles are what this binary can be instead of a test.
+var roles = map[string]func() int{
+	"engine": becomeEngine, "parent": beParent, "open-tun": beOpenTUN, "inside": beInside,
+}
+
+func becomeEngine() int { return Main(os.Args[1:], "test") }
 
 // beParent starts an engine, hands its ready line on and waits to be killed. A second process holds the
 // engine's pipe open, as a child forked by the agent would.

@@ -47,8 +47,8 @@ func Forbidden(who string, err error) error {
 }
 
 // Identity maps users and groups of a new user namespace to themselves: all that this process may map, or its own.
-// all tells which.
-func Identity() (uids, gids []syscall.SysProcIDMap, all bool, err error) {
+// setgroups tells whether groups may be given up and taken in it.
+func Identity() (uids, gids []syscall.SysProcIDMap, setgroups bool, err error) {
 	// Linux 5.12 wants CAP_SETFCAP of who maps the parent's root.
 	if !Has(unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_SETFCAP) {
 		own := func(id int) []syscall.SysProcIDMap {
@@ -59,8 +59,12 @@ func Identity() (uids, gids []syscall.SysProcIDMap, all bool, err error) {
 	if uids, err = everyID("/proc/self/uid_map"); err != nil {
 		return nil, nil, false, err
 	}
-	gids, err = everyID("/proc/self/gid_map")
-	return uids, gids, true, err
+	if gids, err = everyID("/proc/self/gid_map"); err != nil {
+		return nil, nil, false, err
+	}
+	// What is denied here cannot be allowed below.
+	allowed, err := os.ReadFile("/proc/self/setgroups")
+	return uids, gids, err == nil && strings.TrimSpace(string(allowed)) == "allow", nil
 }
 
 // everyID maps what this user namespace has; in the first one that is all there is.

@@ -85,6 +85,14 @@ class EngineClient:
         """``GET /v1/status``."""
         return self._object("GET", "/v1/status")
 
+    def networks(self) -> dict[str, Any]:
+        """What a tunnel can end in on this machine, found out by trying.
+
+        For each of ``netstack``, ``namespace`` and ``interface``: ``able``, and either ``device``
+        and ``why`` it is not a better one, or the ``code`` and ``detail`` of what is in the way.
+        """
+        return self._object("GET", "/v1/networks")
+
     def put_tunnel(
         self, tunnel: str, body: dict[str, Any], *, timeout: float = 60
     ) -> dict[str, Any]:
