@@ -61,8 +61,8 @@ func alone(t *testing.T) bool {
 	return false
 }
 
-// loopback sets lo up, in a namespace that is new.
-func loopback() error {
+// setLoopback sets lo up, in a namespace that is new.
+func setLoopback() error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err
@@ -88,7 +88,7 @@ func links(t *testing.T) []string {
 	return strings.Split(text, "\n")
 }
 
-func routes(t *testing.T) []string {
+func routeTable(t *testing.T) []string {
 	t.Helper()
 	all, err := netlink.RouteList(nil, netlink.FAMILY_V4)
 	if err != nil {
@@ -123,7 +123,7 @@ func TestAnInterfaceHasTheAddressAndTheConfigurationsRoutesAlone(t *testing.T) {
 		if !slices.Contains(links(t), "lattice0 [10.96.2.5/32] 1420") {
 			t.Error(links(t))
 		}
-		if all := routes(t); !slices.Equal(all, []string{"10.96.0.0/16 lattice0"}) {
+		if all := routeTable(t); !slices.Equal(all, []string{"10.96.0.0/16 lattice0"}) {
 			t.Error(all)
 		}
 		// Any program of the namespace, without a proxy.

@@ -133,26 +133,25 @@ func TestSOCKSRefusalsHaveTheirReplies(t *testing.T) {
 }
 
 func TestStreamedUploadAndDownloadOverHTTP(t *testing.T) {
-	eachKind(t, func(t *testing.T, w *world) {
-		w.serveHTTP(t, 80, func(rw http.ResponseWriter, r *http.Request) {
-			if r.Header.Get("Proxy-Authorization") != "" {
-				t.Error("the proxy's credentials reached the service")
-			}
-			rw.Header().Set(refusalHeader, "policy") // a lie
-			body, _ := io.ReadAll(r.Body)
-			_, _ = rw.Write(body)
-		})
-		address := w.put(t)
-		sent := bytes.Repeat([]byte("0123456789abcdef"), 64<<10)
-		answer, err := throughProxy(address, "agent:s3cret").Post("http://tools.lattice/", "text/plain", io.MultiReader(bytes.NewReader(sent)))
-		if err != nil {
-			t.Fatal(err)
+	w := newWorld(t)
+	w.serveHTTP(t, 80, func(rw http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Proxy-Authorization") != "" {
+			t.Error("the proxy's credentials reached the service")
 		}
-		received, err := io.ReadAll(answer.Body)
-		if err != nil || !bytes.Equal(sent, received) || answer.Header.Get(refusalHeader) != "" {
-			t.Fatalf("%d of %d, %v, %v", len(received), len(sent), answer.Header, err)
-		}
+		rw.Header().Set(refusalHeader, "policy") // a lie
+		body, _ := io.ReadAll(r.Body)
+		_, _ = rw.Write(body)
 	})
+	address := w.put(t)
+	sent := bytes.Repeat([]byte("0123456789abcdef"), 64<<10)
+	answer, err := throughProxy(address, "agent:s3cret").Post("http://tools.lattice/", "text/plain", io.MultiReader(bytes.NewReader(sent)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	received, err := io.ReadAll(answer.Body)
+	if err != nil || !bytes.Equal(sent, received) || answer.Header.Get(refusalHeader) != "" {
+		t.Fatalf("%d of %d, %v, %v", len(received), len(sent), answer.Header, err)
+	}
 }
 
 func TestOneTunnelsSecretDoesNotOpenAnother(t *testing.T) {

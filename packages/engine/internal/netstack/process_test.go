@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 		os.Exit(keeper.Main())
 	}
 	if inOwnNetwork() {
-		if err := loopback(); err != nil {
+		if err := setLoopback(); err != nil {
 			fmt.Fprintln(os.Stderr, "loopback:", err)
 			os.Exit(1)
 		}
