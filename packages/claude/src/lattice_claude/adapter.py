@@ -12,7 +12,7 @@ from typing import Any
 
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, Message, query
 
-from lattice_claude.launch import CREDENTIALS, launch, sdk_cli
+from lattice_claude.launch import CREDENTIALS, find_cli, launch
 from lattice_claude.settings import PrivateSettings, with_environment
 from lattice_sdk import ConfigurationError, IdentityClosed, LatticeAgent
 
@@ -74,24 +74,27 @@ def claude_options(
     Raises:
         IdentityClosed: the agent is not open.
         IdentityExpired: its life is over.
-        ConfigurationError: its settings cannot be read, or it names another user.
+        ConfigurationError: the options have an identity already, their settings cannot be read, or
+            they name another user.
+        CLINotFoundError: there is no CLI.
     """
     given = options or ClaudeAgentOptions()
+    if isinstance(given, IdentifiedOptions):
+        raise ConfigurationError(
+            "these options have an identity already",
+            hint="Take the options that claude_options was given",
+        )
     if given.user is not None:
         raise ConfigurationError(
             f"the CLI cannot be started as {given.user}: the identity is this user's",
             hint="Leave out ClaudeAgentOptions(user=…) and start the whole program as that user",
         )
-    values = {one.name: getattr(given, one.name) for one in fields(given)}
-    values["lattice_agent"] = agent
-    cli = given.cli_path
-    way = launch(agent, lambda: str(cli) if cli is not None else sdk_cli())
+    values: dict[str, Any] = {one.name: getattr(given, one.name) for one in fields(given)}
     # Empty is as unset; a variable cannot be taken out of what the SDK hands on.
-    blank = dict.fromkeys(CREDENTIALS, "")
-    values["env"] = {**blank, **given.env, **way.environment}
-    if way.command:
-        values["env"][COMMAND] = shlex.join(way.command)
-        values["cli_path"] = STARTER
+    values |= {"lattice_agent": agent, "env": {**dict.fromkeys(CREDENTIALS, ""), **given.env}}
+    way = launch(agent, find_cli(given.cli_path, given.cwd))
+    values["env"] |= {**way.environment, COMMAND: shlex.join(way.command)}
+    values["cli_path"] = STARTER
     if way.secret_environment:
         _add_settings(values, way.secret_environment)
     return IdentifiedOptions(**values)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 __all__ = ["end_like", "run"]
 
-_WITH_PARENT = Path(__file__).with_name("with_parent.py")
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # The terminal sends these to the whole foreground process group, the program included.
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
@@ -22,15 +19,14 @@ _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run ``command`` until it ends, in this session and process group.
 
-    Call it from the main thread. Should this process be killed, the program is terminated.
+    Call it from the main thread.
 
     Returns:
         Its exit status; ``-N`` when signal ``N`` ended it.
     """
-    starter = [sys.executable, "-I", "-S", str(_WITH_PARENT), str(os.getpid()), *command]
     # What this process itself has open is closed on exec; what it was handed is the program's.
     with (
-        subprocess.Popen(starter, env=environment, close_fds=False) as child,
+        subprocess.Popen(command, env=environment, close_fds=False) as child,
         _passing_on(child),
     ):
         return child.wait()
@@ -43,7 +39,8 @@ def end_like(status: int) -> None:
         SystemExit: with its exit status.
     """
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL)
+        with suppress(OSError):  # SIGKILL has no other effect anyway
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
         status = 128 - status  # a signal that does not end a process by itself
     raise SystemExit(status)

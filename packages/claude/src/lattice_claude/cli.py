@@ -97,7 +97,7 @@ def _prepare(
     from lattice_claude.launch import CREDENTIALS, launch
     from lattice_claude.settings import with_environment
 
-    way = launch(agent, lambda: executable)
+    way = launch(agent, executable)
     environment = {**os.environ, **way.environment}
     for credential in CREDENTIALS:
         environment.pop(credential, None)
@@ -105,7 +105,7 @@ def _prepare(
         return [*way.command, *arguments], environment, None
     given, others = _take_settings(arguments)
     private = with_environment(given, None, way.secret_environment)
-    return [executable, SETTINGS, private.path, *others], environment, private
+    return [*way.command, SETTINGS, private.path, *others], environment, private
 
 
 def _take_settings(arguments: list[str]) -> tuple[str | None, list[str]]:

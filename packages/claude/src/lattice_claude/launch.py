@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 import claude_agent_sdk
-
-from lattice_sdk import ConfigurationError
+from claude_agent_sdk import CLINotFoundError
 
 if TYPE_CHECKING:
     from lattice_sdk import LatticeAgent
 
-__all__ = ["Launch", "bundled_cli", "launch", "sdk_cli"]
+__all__ = ["CREDENTIALS", "Launch", "bundled_cli", "find_cli", "launch"]
 
 # What ``agent.isolation`` says when ``agent.wrap`` runs programs in a network namespace.
 NAMESPACE = "namespace"
 # With these the CLI, which does what its model says, could enroll identities of its own.
 CREDENTIALS = ("LATTICE_TOKEN", "LATTICE_TOKEN_FILE")
+_WITH_PARENT = Path(__file__).with_name("with_parent.py")
 
 
 @dataclass(frozen=True)
@@ -29,25 +31,27 @@ class Launch:
     """What to start.
 
     Attributes:
-        command: what to execute, with the CLI's arguments after it; empty where it is the CLI
-            itself.
+        command: what to execute, with the CLI's arguments after it.
         environment: to lay over the environment; without a secret, as every process of this user
             can read it.
         secret_environment: for the CLI's settings, from where it and what it starts have it; empty
             where the CLI needs no proxy.
     """
 
-    command: tuple[str, ...] = ()
+    command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     secret_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-def launch(agent: LatticeAgent, cli: Callable[[], str]) -> Launch:
+def launch(agent: LatticeAgent, cli: str) -> Launch:
     """Decide how a CLI is started: isolated where the agent can do that, else over its proxy.
+
+    Either way it ends when this process is killed. The SDK's own way, the end of its input, leaves
+    it to work until its turn is over.
 
     Args:
         agent: an open one.
-        cli: finds the CLI's executable, should that be needed.
+        cli: the CLI's executable.
 
     Raises:
         IdentityClosed: the agent is not open.
@@ -55,10 +59,11 @@ def launch(agent: LatticeAgent, cli: Callable[[], str]) -> Launch:
     """
     wrap = getattr(agent, "wrap", None)
     if wrap is not None and getattr(agent, "isolation", None) == NAMESPACE:
-        return Launch(command=tuple(wrap([cli()])))
+        return Launch(command=tuple(wrap([cli])))
     proxy = agent.proxy_env()
-    # A CLI that did not read the settings would be refused by the proxy, instead of passing it by.
     return Launch(
+        command=(sys.executable, "-I", "-S", str(_WITH_PARENT), str(os.getpid()), cli),
+        # A CLI that did not read the settings is refused by the proxy, instead of passing it by.
         environment={name: _without_password(value) for name, value in proxy.items()},
         secret_environment=proxy,
     )
@@ -70,17 +75,28 @@ def bundled_cli() -> str | None:
     return str(found) if found.is_file() else None
 
 
-def sdk_cli() -> str:
-    """The CLI that the SDK starts when it is told nothing else.
+def find_cli(given: str | Path | None, directory: str | Path | None) -> str:
+    """The CLI that the SDK starts.
+
+    Args:
+        given: ``cli_path`` of its options.
+        directory: ``cwd`` of its options.
 
     Raises:
-        ConfigurationError: there is none.
+        CLINotFoundError: it is not there, as the SDK says it.
     """
-    found = bundled_cli() or shutil.which("claude")
+    if given is None:
+        found = bundled_cli() or shutil.which("claude")
+    elif os.path.dirname(given):
+        found = str(given) if (Path(directory or "") / given).is_file() else None
+    else:
+        found = shutil.which(given)
     if found is None:
-        raise ConfigurationError(
-            "there is no claude command: not in the wheel of claude-agent-sdk, and not on PATH",
-            hint="Install it, or name it with ClaudeAgentOptions(cli_path=…)",
+        raise CLINotFoundError(
+            f"Claude Code not found at: {given}"
+            if given is not None
+            else "Claude Code not found: not in the claude-agent-sdk wheel, and not on PATH. "
+            "Install it, or name it: ClaudeAgentOptions(cli_path=…)"
         )
     return found
 

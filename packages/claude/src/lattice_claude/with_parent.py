@@ -18,6 +18,6 @@ if sys.platform == "linux":
 for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # as Python does on start
     signal.signal(ignored, signal.SIG_DFL)
 try:
-    os.execv(command[0], command)  # noqa: S606 - that is what it is for
+    os.execvp(command[0], command)  # noqa: S606 - that is what it is for
 except OSError as error:
     sys.exit(f"{command[0]} cannot be executed: {error.strerror}")
