@@ -155,26 +155,43 @@ def test_program_ends_with_a_killed_wrapper(
     wait_for("the identity to end", lambda: not lattice_world.knows(peer))
 
 
+# Tells of each signal who sent it: 0 is the terminal.
+WITNESS = """
+import os, signal, sys
+both = {signal.SIGINT, signal.SIGTERM}
+signal.pthread_sigmask(signal.SIG_BLOCK, both)
+print(os.ttyname(1), "ready", flush=True)
+print("got", input(), flush=True)
+while True:
+    found = signal.sigwaitinfo(both)
+    print("signal", found.si_signo, "from", found.si_pid, flush=True)
+    if found.si_signo == signal.SIGTERM:
+        sys.exit(9)
+"""
+
+
 def test_terminal_is_the_programs_and_ctrl_c_reaches_it_once(
-    environment: Mapping[str, str], program: Callable[[str], str]
+    environment: Mapping[str, str], program: Callable[[str], str], tmp_path: Path
 ) -> None:
-    read = "until read line; do :; done; echo got $line; exit 9"
-    path = program(f'trap "echo interrupted" INT; tty; test -t 1 && echo ready; {read}')
-    child, terminal = pty.fork()
-    if child == 0:
+    (tmp_path / "witness.py").write_text(WITNESS)
+    path = program(f"exec {sys.executable} {tmp_path}/witness.py")
+    wrapper, terminal = pty.fork()
+    if wrapper == 0:
         os.execve(LATTICE_CLAUDE, [LATTICE_CLAUDE, "--", path], dict(environment))
     try:
-        assert re.match(r"/dev/pts/\d+\s", read_until(terminal, "ready"))
-        os.write(terminal, b"\x03")
-        shown = read_until(terminal, "interrupted")
+        assert re.match(r"/dev/pts/\d+ ", read_until(terminal, "ready"))
         os.write(terminal, b"typed\n")
+        read_until(terminal, "got typed")
+        os.write(terminal, b"\x03")
+        shown = read_until(terminal, f"signal {int(signal.SIGINT)} from 0")
+        os.kill(wrapper, signal.SIGTERM)
         shown += read_until(terminal, None)
-        assert shown.count("interrupted") == 1
-        assert "got typed" in shown
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        assert shown.count(f"signal {int(signal.SIGINT)}") == 1
+        assert f"signal {int(signal.SIGTERM)} from {wrapper}" in shown
+        assert os.waitstatus_to_exitcode(os.waitpid(wrapper, 0)[1]) == 9
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+            os.kill(wrapper, signal.SIGKILL)
         os.close(terminal)
 
 
