@@ -8,6 +8,7 @@ import gc
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from autogen_agentchat.base import Response, TaskResult
 from autogen_agentchat.messages import BaseChatMessage, TextMessage
 from autogen_agentchat.teams import RoundRobinGroupChat
 from autogen_core import CancellationToken, FunctionCall
-from autogen_core.code_executor import CodeBlock
+from autogen_core.code_executor import CodeBlock, with_requirements
 from autogen_core.models import CreateResult, RequestUsage
 from autogen_core.tools import FunctionTool, StaticWorkbench
 from autogen_ext.code_executors.local import LocalCommandLineCodeExecutor
@@ -360,6 +361,26 @@ async def test_code_has_the_agents_network_and_nothing_of_the_hosts(
         if kind == "functions":
             code = "from functions import key\nprint(key())"
             assert (await runs_code(coder, code)).strip() == "none"
+
+
+async def test_packages_for_functions_are_installed_with_the_agents_network(
+    lattice_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hosts")
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nenv > {tmp_path}/seen\nexit 1\n")
+    python.chmod(0o700)
+    venv = SimpleNamespace(env_exe=str(python), bin_path=str(tmp_path))
+    functions = [with_requirements(["a-package"])(key)]
+    executor = LocalCommandLineCodeExecutor(
+        work_dir=tmp_path, functions=functions, virtual_env_context=venv
+    )
+    async with Coder("coder", executor, **lattice_world.settings()) as coder:
+        with pytest.raises(ValueError, match="Pip install failed"):
+            await runs_code(coder, "print(1)")
+        seen = (tmp_path / "seen").read_text()
+        assert f"HTTPS_PROXY={coder.lattice_agent.proxy_env()['HTTPS_PROXY']}\n" in seen
+        assert "sk-hosts" not in seen
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from autogen import (
 from autogen.agentchat import initiate_group_chat
 from autogen.agentchat.group.patterns import RoundRobinPattern
 from autogen.coding import CodeBlock, LocalCommandLineCodeExecutor
+from autogen.coding.func_with_reqs import with_requirements
 
 from lattice_autogen import (
     LatticeCommandLineCodeExecutor,
@@ -438,6 +440,26 @@ def test_functions_for_code_are_loaded_with_the_agents_network(
     executor = LocalCommandLineCodeExecutor(work_dir=tmp_path, functions=[key])
     coder = make(User, "coder", code_execution_config={"executor": executor})
     assert "Code output: none" in runs_code(coder, "from functions import key\nprint(key())")
+
+
+def test_packages_for_functions_are_installed_with_the_agents_network(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hosts")
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nenv > {tmp_path}/seen\nexit 1\n")
+    python.chmod(0o700)
+    venv = SimpleNamespace(env_exe=str(python), bin_path=str(tmp_path))
+    functions = [with_requirements(["a-package"])(key)]
+    executor = LocalCommandLineCodeExecutor(
+        work_dir=tmp_path, functions=functions, virtual_env_context=venv
+    )
+    coder = make(User, "coder", code_execution_config={"executor": executor})
+    with pytest.raises(ValueError, match="Pip install failed"):
+        runs_code(coder, "print(1)")
+    seen = (tmp_path / "seen").read_text()
+    assert f"HTTPS_PROXY={coder.lattice_agent.proxy_env()['HTTPS_PROXY']}\n" in seen
+    assert "sk-hosts" not in seen
 
 
 def test_given_executor_stays_as_it_is_and_serves_two_agents(make: Make, tmp_path: Path) -> None:
