@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from lattice_sdk.client import ControlPlane
     from lattice_sdk.connector import ServiceConnector
     from lattice_sdk.delegation import Delegation
+    from lattice_sdk.egress import EgressConnector
     from lattice_sdk.errors import (
         AddressPoolExhausted,
         AuthenticationFailed,
         BackendUnavailable,
         ConfigurationError,
         DestinationUnreachable,
+        EgressUnavailable,
         EngineFailed,
         GatewayUnavailable,
         IdentityClosed,
@@ -43,6 +45,8 @@ __all__ = [
     "ControlPlane",
     "Delegation",
     "DestinationUnreachable",
+    "EgressConnector",
+    "EgressUnavailable",
     "EngineFailed",
     "GatewayUnavailable",
     "Identity",
@@ -68,6 +72,7 @@ _HOME = {
     "ControlPlane": "client",
     "Delegation": "delegation",
     "ServiceConnector": "connector",
+    "EgressConnector": "egress",
     "Identity": "identity",
     "State": "schedule",
     "hookimpl": "hookspecs",

@@ -11,21 +11,22 @@ import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 from lattice_sdk.errors import ConfigurationError, IdentityClosed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
     from datetime import datetime, timedelta
 
     import httpx
     from pydantic import SecretStr
 
-    from lattice_sdk.backends import Tunnel
+    from lattice_sdk.companion import Companion
     from lattice_sdk.delegation import Delegation, DelegationTerms
     from lattice_sdk.enrollment import Terms
     from lattice_sdk.identity import Identity
+    from lattice_sdk.ingress import Listener
     from lattice_sdk.lifecycle import Lifecycle
     from lattice_sdk.schedule import State
     from lattice_sdk.wire import AllowRule, Service
@@ -51,11 +52,11 @@ class Face:
     def __init__(
         self,
         terms: Terms,
-        after_tunnel: Callable[[Tunnel], Coroutine[Any, Any, None]] | None = None,
+        companion: Companion | None = None,
     ) -> None:
         from lattice_sdk.lifecycle import Lifecycle
 
-        self._life = Lifecycle(terms, after_tunnel)
+        self._life = Lifecycle(terms, companion)
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
     def __repr__(self) -> str:
@@ -239,11 +240,19 @@ class Face:
         return home.ended
 
     def _run(self, ttl: str | None) -> concurrent.futures.Future[None]:
-        self._life.living()
-        home = self._life.runtime
-        if home is None:
-            raise IdentityClosed(f"the agent {self._life.terms.name} is closed")
-        return home.submit(self._life.renew(ttl))
+        return self._submit(self._life.renew(ttl))
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Have something done in the background loop, for a living identity."""
+        try:
+            self._life.living()
+            home = self._life.runtime
+            if home is None:
+                raise IdentityClosed(f"the agent {self._life.terms.name} is closed")
+        except BaseException:
+            work.close()
+            raise
+        return home.submit(work)
 
 
 class LatticeAgent(Face):
@@ -269,6 +278,8 @@ class LatticeAgent(Face):
         workspace_id: the token's workspace when left out.
         ttl: life from one renewal to the next, ``"1h"`` or a timedelta. The server may grant less.
         allow: destinations of the ``isolated`` preset, ``{"to": …, "port": …}`` each.
+        forwards: by port at its overlay address, ``HOST:PORT`` that connections are forwarded to,
+            for a preset that accepts ingress: ``{9000: "127.0.0.1:9000"}``.
         backend: tunnel backend by name; the first that can serve when left out.
         state_dir: where the identity survives a restart of the process. It is then not deleted
             when the process is killed, only when the agent is closed or its time is over. Taking
@@ -291,13 +302,16 @@ class LatticeAgent(Face):
         workspace_id: str | None = None,
         ttl: str | timedelta | None = None,
         allow: Iterable[AllowRule | Mapping[str, Any]] = (),
+        forwards: Mapping[int, str] | None = None,
         backend: str | None = None,
         state_dir: Path | str | None = None,
         verify: Path | str | bool | None = None,
         timeout: float | None = None,
     ) -> None:
+        from lattice_sdk.ingress import Forwards, forward
         from lattice_sdk.terms import make_terms
 
+        self._forwards = Forwards(forward(*one) for one in (forwards or {}).items())
         super().__init__(
             make_terms(
                 server=server,
@@ -314,7 +328,8 @@ class LatticeAgent(Face):
                     "policy_preset": policy_preset,
                     "allow": list(allow),
                 },
-            )
+            ),
+            self._forwards,
         )
 
     @property
@@ -432,6 +447,61 @@ class LatticeAgent(Face):
             "NO_PROXY": NO_PROXY,
         }
         return values | {name.lower(): value for name, value in values.items()}
+
+    def forward(self, port: int, target: str, protocol: Literal["tcp", "udp"] = "tcp") -> None:
+        """Forward a port of the overlay address to where something listens, until the end.
+
+        Agents of the workspace that may reach this one connect to ``overlay_ip:port``.
+
+        Args:
+            port: at the overlay address.
+            target: ``HOST:PORT`` in the host's network, ``127.0.0.1:9000``.
+            protocol: ``tcp`` or ``udp``.
+
+        Raises:
+            NotPermitted: the preset accepts no connections.
+            ConfigurationError: the port has a listener, or these are no port and target.
+            IdentityClosed: the agent is not open.
+            IdentityExpired: its life is over.
+        """
+        self._submit(self._begin_forward(port, target, protocol)).result()
+
+    async def aforward(
+        self, port: int, target: str, protocol: Literal["tcp", "udp"] = "tcp"
+    ) -> None:
+        """:meth:`forward`, awaited."""
+        await _wait(self._submit(self._begin_forward(port, target, protocol)))
+
+    def listen(self, port: int) -> Listener:
+        """A listening TCP socket at the overlay address.
+
+        Agents of the workspace that may reach this one connect to ``overlay_ip:port``, and
+        ``accept`` tells their overlay address. It ends with the agent.
+
+        Args:
+            port: at the overlay address.
+
+        Raises:
+            NotPermitted: the preset accepts no connections.
+            ConfigurationError: the port has a listener already.
+            IdentityClosed: the agent is not open.
+            IdentityExpired: its life is over.
+        """
+        return self._submit(self._begin_listen(port)).result()
+
+    async def alisten(self, port: int) -> Listener:
+        """:meth:`listen`, awaited."""
+        return await _wait(self._submit(self._begin_listen(port)))
+
+    async def _begin_forward(self, port: int, target: str, protocol: Any) -> None:
+        from lattice_sdk.ingress import forward
+
+        await self._forwards.add(self._life, forward(port, target, protocol))
+
+    async def _begin_listen(self, port: int) -> Listener:
+        from lattice_sdk.ingress import listen
+
+        return await listen(self._life, self._forwards, port)
 
     def _alive(self) -> Lifecycle:
         # A bound method: a client keeps its agent, which would else be closed when forgotten.

@@ -147,6 +147,13 @@ class GatewayUnavailable(LatticeError):
     exit_code = 11
 
 
+class EgressUnavailable(GatewayUnavailable):
+    """No egress connector serves the host names of ``allow``; nothing was left behind."""
+
+    code = "egress_unavailable"
+    exit_code = 20
+
+
 class ServerError(LatticeError):
     """The control plane failed."""
 

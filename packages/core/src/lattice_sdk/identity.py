@@ -27,6 +27,7 @@ class Identity:
         services: what it may reach, with the names it is reached under.
         enrollment_token: what renews and deletes it.
         private_key: its WireGuard key.
+        ingress: who may connect to it, as its preset says; ``None`` where the server does not tell.
         wireguard_config: for ``wg-quick``, complete; ``None`` where the server hands out none.
     """
 
@@ -43,6 +44,7 @@ class Identity:
     services: tuple[Service, ...] = ()
     allow: tuple[AllowRule, ...] = ()
     gateway_ip: str | None = None
+    ingress: tuple[str, ...] | None = None
 
     @property
     def hosts(self) -> dict[str, str]:

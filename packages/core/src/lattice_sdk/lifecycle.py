@@ -10,13 +10,14 @@ import concurrent.futures
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Coroutine
 from typing import Any
+from urllib.parse import quote
 
 from lattice_sdk import plugins, runtime, schedule, wgconfig
 from lattice_sdk.backends import Revoke, Tunnel, TunnelBackend, TunnelSpec, choose
 from lattice_sdk.client import ControlPlane
 from lattice_sdk.clock import now
+from lattice_sdk.companion import Companion
 from lattice_sdk.enrollment import ENDED, Enrollment, Terms
 from lattice_sdk.errors import (
     ConfigurationError,
@@ -45,7 +46,7 @@ class Lifecycle:
 
     Args:
         terms: what it is enrolled with.
-        after_tunnel: called with each new tunnel before it counts as up, also after a rebuild.
+        companion: what it does beside its tunnel.
 
     Attributes:
         state: where it is in its life.
@@ -59,7 +60,7 @@ class Lifecycle:
     def __init__(
         self,
         terms: Terms,
-        after_tunnel: Callable[[Tunnel], Coroutine[Any, Any, None]] | None = None,
+        companion: Companion | None = None,
     ) -> None:
         self.terms = terms
         self.pid = os.getpid()
@@ -69,7 +70,7 @@ class Lifecycle:
         self.backend = self.backend_reason = ""
         self.ended: str | None = None
         self.runtime: runtime.Runtime | None = None
-        self._after_tunnel = after_tunnel
+        self.companion = companion or Companion()
         self._lease = Lease()
         self._enrollment = Enrollment(terms)
         self._changing, self._nudge = asyncio.Lock(), asyncio.Event()
@@ -203,6 +204,23 @@ class Lifecycle:
             await self._renew(ttl)
         self._nudge.set()
 
+    def hasten(self) -> None:
+        """Have it renewed as soon as may be, for somebody who doubts that it lives."""
+        self._lease.due = now()
+        self._nudge.set()
+
+    async def call_control_plane(self, method: str, what: str, body: Any) -> Any:
+        """A call about the identity, with its own token: ``/api/v1/peers/{id}/WHAT``.
+
+        Raises:
+            LatticeError: as the control plane refuses.
+        """
+        identity, client = self.identity, self._enrollment.client
+        if identity is None or client is None:
+            raise IdentityClosed(f"the agent {self.terms.name} has no identity")
+        path = f"/api/v1/peers/{quote(identity.peer_id, safe='')}/{what}"
+        return await client.request(method, path, body, token=identity.enrollment_token)
+
     async def _choose(self) -> TunnelBackend:
         assert self.runtime is not None  # noqa: S101 - start() came first
         offers = await self.runtime.call(plugins.manager().hook.lattice_tunnel_backends)
@@ -272,6 +290,7 @@ class Lifecycle:
             services=tuple(answer.services),
             allow=tuple(terms.request.allow),
             gateway_ip=answer.gateway_ip,
+            ingress=None if answer.ingress is None else tuple(answer.ingress),
         )
         self._lease.granted(answer, client.clock)
 
@@ -295,6 +314,7 @@ class Lifecycle:
             expires_in=self.remaining,
             revoke=revoke,
             timeout=PROOF,
+            router=self.companion.router,
         )
 
     async def _raise_tunnel(self) -> None:
@@ -310,8 +330,7 @@ class Lifecycle:
                 peer_id=self.identity.peer_id if self.identity else None,
             ) from error
         try:
-            if self._after_tunnel is not None:
-                await self._after_tunnel(tunnel)
+            await self.companion.tunnel_up(self, tunnel)
         except BaseException:
             await runtime.finish(tunnel.close())
             raise
@@ -417,6 +436,7 @@ class Lifecycle:
         await self._notify("lattice_expired", reason=reason)
 
     async def _drop_tunnel(self) -> None:
+        await self.companion.tunnel_down()
         tunnel, self.tunnel = self.tunnel, None
         if tunnel is not None:
             try:

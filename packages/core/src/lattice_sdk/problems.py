@@ -45,6 +45,14 @@ _BY_CODE: dict[str, tuple[type[errors.LatticeError], str]] = {
         errors.AddressPoolExhausted,
         "Delete identities that are no longer used, or give the control plane a larger overlay",
     ),
+    "egress_unavailable": (
+        errors.EgressUnavailable,
+        "Start the workspace's egress connector with `lattice egress`",
+    ),
+    "destination_not_permitted": (
+        errors.NotPermitted,
+        "Leave it out, or ask for a token that permits it (`lattice tokens create --allow`)",
+    ),
     "gateway_unavailable": (errors.GatewayUnavailable, "Check that the gateway daemon runs"),
 }
 _BY_STATUS: dict[int, tuple[type[errors.LatticeError], str]] = {

@@ -88,7 +88,7 @@ class RequestModel(WireModel):
 
 
 class AllowRule(RequestModel):
-    """One destination of the ``isolated`` preset: an overlay address (later a CIDR or a name)."""
+    """One destination of the ``isolated`` preset: an overlay address or a host name."""
 
     to: Annotated[str, Field(min_length=1, max_length=253)]
     port: Port
@@ -178,6 +178,7 @@ class EnrollResponse(WireModel):
     max_expires_at: Time | None = None
     gateway_ip: Annotated[str | None, Field(alias="gatewayIP")] = None
     services: list[Service] = Field(default_factory=list)
+    ingress: list[str] | None = None
 
 
 class PeerRef(WireModel):

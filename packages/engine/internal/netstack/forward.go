@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -197,11 +199,7 @@ func (f *forward) carry(client net.Conn) {
 	f.tunnel.flows.Add(1)
 	defer f.tunnel.flows.Add(-1)
 	ctx, cancel := context.WithTimeout(f.tunnel.ctx, targetTimeout)
-	network, address := "tcp", f.spec.Target
-	if path, local := strings.CutPrefix(address, unixTarget); local {
-		network, address = "unix", path
-	}
-	target, err := (&net.Dialer{}).DialContext(ctx, network, address)
+	target, err := f.dial(ctx, client)
 	cancel()
 	if err != nil {
 		slog.Warn("the target of a forward was not reached", "tunnel", f.tunnel.ID, "forward", f.id,
@@ -219,6 +217,20 @@ func (f *forward) carry(client net.Conn) {
 		}
 	}
 	relay(client, target)
+}
+
+// dial connects to the target. A Unix socket's other end is bound to an abstract name that ends in who calls: the
+// listener learns it without a byte in the stream.
+func (f *forward) dial(ctx context.Context, client net.Conn) (net.Conn, error) {
+	path, local := strings.CutPrefix(f.spec.Target, unixTarget)
+	if !local {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", f.spec.Target)
+	}
+	dialer := net.Dialer{}
+	if runtime.GOOS == "linux" {
+		dialer.LocalAddr = &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("@lattice/%d/%s/%s", os.Getpid(), f.id, client.RemoteAddr())}
+	}
+	return dialer.DialContext(ctx, "unix", path)
 }
 
 func proxyLine(client net.Conn) string {

@@ -250,9 +250,11 @@ func TestAForwardReachesAUnixSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer listener.Close()
+	from := make(chan string, 1)
 	go func() {
 		accepted, err := listener.Accept()
 		if err == nil {
+			from <- accepted.RemoteAddr().String()
 			_, _ = io.Copy(accepted, accepted)
 			accepted.Close()
 		}
@@ -268,6 +270,9 @@ func TestAForwardReachesAUnixSocket(t *testing.T) {
 	defer stream.Close()
 	if !echoes(stream, "hello") {
 		t.Error("the socket did not answer")
+	}
+	if name := <-from; !strings.HasSuffix(name, "/"+stream.LocalAddr().String()) {
+		t.Errorf("the listener is told that %q calls, and it is %s", name, stream.LocalAddr())
 	}
 	status, answer = w.call(t, http.MethodPost, "/v1/tunnels/p1/forwards", map[string]any{"listenPort": 8081, "target": "unix:relative"})
 	if status != http.StatusBadRequest {

@@ -40,8 +40,16 @@ def identity_answer(
         "renewAfter": rfc3339(now + max(0, peer.expires_at - now) // 2),
         "maxExpiresAt": None if peer.max_expires_at is None else rfc3339(peer.max_expires_at),
         "gatewayIP": settings.gateway_address,
-        "services": reachable_services(programmed.grants if programmed else (), services),
+        "services": reachable_services(programmed.grants if programmed else (), services)
+        + reachable_names(programmed.grants if programmed else (), peer),
+        "ingress": ingress_of(peer),
     }
+
+
+def ingress_of(peer: PeerRecord) -> list[str]:
+    """Who may connect to a peer, in the words of the policy."""
+    accepts = peer.kind == "service" or peer.preset in policy.ACCEPTS_INGRESS
+    return ["agents"] if accepts else []
 
 
 def reachable_services(
@@ -64,6 +72,20 @@ def reachable_services(
     return answer
 
 
+def reachable_names(grants: tuple[policy.Grant, ...], peer: PeerRecord) -> list[dict[str, Any]]:
+    """The host names of an allow list that its grants reach, in the form of services."""
+    granted = {(grant.to, grant.protocol, grant.port) for grant in grants}
+    answer: dict[str, dict[str, Any]] = {}
+    for rule in peer.allow:
+        address = rule.get("address")
+        if address and (address, rule["protocol"], rule["port"]) in granted:
+            name = rule["to"]
+            entry = {"name": name, "hostnames": [name], "address": address, "ports": []}
+            ports = answer.setdefault(name, entry)["ports"]
+            ports.append({"port": rule["port"], "protocol": rule["protocol"]})
+    return list(answer.values())
+
+
 def peer_answer(peer: PeerRecord) -> dict[str, Any]:
     """A peer as the API shows it. Holds no secret."""
     return {
@@ -79,7 +101,7 @@ def peer_answer(peer: PeerRecord) -> dict[str, Any]:
         "expiresAt": rfc3339(peer.expires_at),
         "maxExpiresAt": None if peer.max_expires_at is None else rfc3339(peer.max_expires_at),
         "renewals": peer.renewals,
-        "allow": peer.allow,
+        "allow": peer.asked(),
         "parentRef": peer.parent_id,
         "delegationDepth": peer.delegation_depth,
     }
@@ -104,6 +126,7 @@ def service_answer(service: ServiceRecord, *, connected: bool) -> dict[str, Any]
         "hostnames": service.hostnames,
         "ports": service.ports,
         "designated": service.designated,
+        "kind": service.kind,
         "peerId": service.peer_id,
         "connected": connected,
         "createdAt": rfc3339(service.created_at),
@@ -134,7 +157,7 @@ def lattice_peer(peer: PeerRecord) -> dict[str, Any]:
             "agentType": peer.agent_type,
             "policyPreset": peer.preset,
             "publicKey": peer.public_key,
-            "allow": peer.allow,
+            "allow": peer.asked(),
             **({"parentRef": peer.parent_id} if peer.parent_id else {}),
         },
         "status": {

@@ -12,7 +12,16 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from lattice_server.api import enrollment, events, gateway, health, latticepeers, management
+from lattice_server.api import (
+    connectors,
+    enrollment,
+    events,
+    gateway,
+    health,
+    latticepeers,
+    management,
+    policy,
+)
 from lattice_server.api.common import PROBLEM_SCHEMA
 from lattice_server.bootstrap import prepare_directory
 from lattice_server.control import ControlPlane
@@ -56,7 +65,16 @@ def create_app(settings: ServerSettings) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.state.control = control
-    for module in (enrollment, management, events, latticepeers, health, gateway):
+    for module in (
+        enrollment,
+        connectors,
+        management,
+        policy,
+        events,
+        latticepeers,
+        health,
+        gateway,
+    ):
         app.include_router(module.router)
     app.add_middleware(Edge, metrics=control.metrics)
     app.add_exception_handler(ApiProblem, _answer_problem)

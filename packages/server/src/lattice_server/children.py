@@ -44,7 +44,7 @@ class Child:
         """Start ``lattice COMMAND ARGUMENTS`` and wait until it is ready.
 
         Args:
-            command: ``server`` or ``gateway``.
+            command: ``server``, ``gateway`` or ``egress``.
             arguments: its options.
             log: file that its output is appended to.
             lifeline: read end of a pipe; the child ends when the pipe does.

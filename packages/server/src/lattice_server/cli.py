@@ -197,6 +197,27 @@ def gateway(
         _fail(str(error))
 
 
+def egress(
+    server: Annotated[str, typer.Option()],
+    token_file: Annotated[Path, typer.Option()],
+    ready_fd: ReadyFd = None,
+    parent_fd: ParentFd = None,
+) -> None:
+    """Run the egress connector of a fabric. For people there is ``lattice egress`` of the SDK."""
+    from lattice_sdk.cli.connect import until_ended
+    from lattice_sdk.egress import NAME, EgressConnector
+    from lattice_sdk.errors import LatticeError
+
+    _follow_parent(parent_fd)
+    connector = EgressConnector(server, token_file.read_text().strip())
+    try:
+        until_ended(
+            connector, NAME, lambda: _write_ready(ready_fd, {"ready": True, "pid": os.getpid()})
+        )
+    except LatticeError as error:
+        _fail(str(error))
+
+
 def dev(
     directory: Annotated[
         Path | None,
@@ -209,8 +230,9 @@ def dev(
     workspace: Annotated[str, typer.Option(help="Workspace to make.")] = "dev",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line instead.")] = False,
 ) -> None:
-    """Run a control plane and a gateway for development, in the foreground, without root.
+    """Run control plane, gateway and egress connector for development, without root.
 
+    Runs in the foreground; agents of its workspace may name any host in allow.
     Prints what to export in another terminal. Ctrl-C ends it and leaves
     nothing behind.
 
@@ -229,7 +251,7 @@ def dev(
             directory = Path(stack.enter_context(temporary))
         try:
             fabric = stack.enter_context(
-                Fabric(directory, server_options={"port": port}, workspace=workspace)
+                Fabric(directory, server_options={"port": port}, workspace=workspace, egress=True)
             )
         except (FabricError, OSError) as error:
             stack.close()
@@ -294,6 +316,7 @@ def main() -> None:
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(server)
     app.command()(gateway)
+    app.command()(egress)
     app()
 
 

@@ -12,6 +12,7 @@ from lattice_server import reconciler
 from lattice_server.addresses import AddressPool
 from lattice_server.bootstrap import StartError, ensure_admin_token
 from lattice_server.clock import now_ms
+from lattice_server.connectors import Connectors
 from lattice_server.denials import Denials
 from lattice_server.hub import GatewayInfo, Hub
 from lattice_server.metrics import Metrics
@@ -32,6 +33,7 @@ class ControlPlane:
         self.metrics = Metrics()
         self.events = EventLog()
         self.hub = Hub(self.metrics)
+        self.connectors = Connectors()
         self.database = Database(settings.database_url)
         self.addresses = AddressPool(settings.overlay)
         self.denials = Denials(self.database, self.events)
@@ -72,6 +74,7 @@ class ControlPlane:
         self.closing.set()
         self.events.wake()
         self.hub.give_up()
+        self.connectors.give_up()
 
     def gateway(self) -> GatewayInfo:
         """The connected gateway.

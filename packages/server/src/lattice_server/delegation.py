@@ -6,14 +6,13 @@ life is cut to its parent's at each change of either, and ends with it (:mod:`en
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, or_, select, update
 
 from lattice_sdk.wire import DelegateRequest, EnrollRequest
-from lattice_server import attenuation, terms
+from lattice_server import attenuation, policy, terms
 from lattice_server.access import Principal, check_alive, peer_not_found
 from lattice_server.clock import now_ms, rfc3339, to_ms
 from lattice_server.credentials import new_id, new_token, token_hash
@@ -22,7 +21,7 @@ from lattice_server.problems import ApiProblem
 from lattice_server.store import schema
 from lattice_server.store.database import Transaction
 from lattice_server.store.events import peer_event
-from lattice_server.store.queries import descendants, peer_by_id, peer_objects
+from lattice_server.store.queries import descendants, peer_by_id, peer_objects, services_of
 from lattice_server.store.records import PeerRecord, TokenRecord
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ async def delegate(
         asked = _as_enrollment(body, token)
         granted = terms.for_agent(control.settings, token, asked)
         if granted.allow:
-            _check_allow(await _grants(tx, parent), parent, granted.allow)
+            await _check_allow(tx, parent, granted.allow)
         if body.allow is not None:
             token = replace(token, delegated={**(token.delegated or {}), "allow": granted.allow})
         await _check_room(control, tx, parent, now)
@@ -89,7 +88,7 @@ async def inherit(tx: Transaction, token: TokenRecord, peer: PeerRecord) -> Peer
             "delegated with it; ask for a new token",
         )
     if peer.allow:
-        _check_allow(await _grants(tx, parent), parent, peer.allow)
+        await _check_allow(tx, parent, peer.allow)
     return replace(
         cut_to(peer, parent),
         parent_id=parent.id,
@@ -198,25 +197,25 @@ def _check_preset(parent: PeerRecord, preset: str) -> None:
         )
 
 
-def _check_allow(grants: Iterable[Grant], parent: PeerRecord, allow: list[dict[str, Any]]) -> None:
-    if parent.preset == "isolated":
-        covered = attenuation.allow_within(allow, parent.allow)
-    else:
-        asked = tuple(Grant(rule["to"], rule["protocol"], rule["port"]) for rule in allow)
-        itself = parent.address if parent.preset in ACCEPTS_INGRESS else None
-        covered = attenuation.within(asked, grants, itself) == asked
-    if not covered:
-        raise ApiProblem(
-            "forbidden",
-            f"allow names a destination that the agent {parent.id} does not reach itself; "
-            "leave it out",
-            errors=[{"field": "allow", "message": "not within the parent's own reach"}],
-        )
-
-
-async def _grants(tx: Transaction, peer: PeerRecord) -> Iterable[Grant]:
-    [own] = await peer_objects(tx.connection, peer.workspace_id, [peer], now_ms())
-    return own.grants
+async def _check_allow(tx: Transaction, parent: PeerRecord, allow: list[dict[str, Any]]) -> None:
+    """Refuse an allow list that names what the parent does not reach itself."""
+    services = await services_of(tx.connection, parent.workspace_id)
+    [own] = await peer_objects(tx.connection, parent.workspace_id, [parent], now_ms(), services)
+    itself = parent.address if parent.preset in ACCEPTS_INGRESS else None
+    rules = [service.rule() for service in services]
+    for rule in allow:
+        wanted = Grant(rule["to"], rule["protocol"], rule["port"])
+        # A service's host name is reached at the service's address.
+        asked = tuple(policy.offered([wanted], rules)) or (wanted,)
+        if attenuation.allow_within([rule], parent.allow):
+            continue
+        if attenuation.within(asked, own.grants, itself) != asked:
+            raise ApiProblem(
+                "forbidden",
+                f"allow names a destination that the agent {parent.id} does not reach itself; "
+                "leave it out",
+                errors=[{"field": "allow", "message": "not within the parent's own reach"}],
+            )
 
 
 async def _check_room(control: ControlPlane, tx: Transaction, parent: PeerRecord, now: int) -> None:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select, update
 
+from lattice_server import names
 from lattice_server.clock import now_ms, rfc3339, to_ms
 from lattice_server.hub import PeerObject
 from lattice_server.policy import AgentRule
 from lattice_server.store import schema
 from lattice_server.store.database import Transaction
 from lattice_server.store.events import peer_event
-from lattice_server.store.queries import descendants, ripple
+from lattice_server.store.queries import connector_of, descendants, peer_objects, ripple
 from lattice_server.store.records import PeerRecord
 
 if TYPE_CHECKING:
@@ -80,8 +81,21 @@ async def end_peers(
     touched: list[PeerObject] = []
     for workspace, rules in changes.items():
         touched += await ripple(tx.connection, workspace, rules, now)
+    unnamed = await names.release(control, tx, peers)
+    for workspace in unnamed:
+        connector = await connector_of(tx.connection, workspace, now)
+        if connector is not None:
+            touched += await peer_objects(tx.connection, workspace, [connector], now)
     gone = [peer.id for peer in peers]
-    tx.after_commit.append(lambda: control.hub.publish(touched, gone))
+
+    def tell() -> None:
+        control.hub.publish(touched, gone)
+        for workspace in unnamed:
+            control.connectors.changed(workspace)
+        for peer_id in gone:
+            control.connectors.forget(peer_id)
+
+    tx.after_commit.append(tell)
     control.metrics.ended.labels(event).inc(len(peers))
 
 

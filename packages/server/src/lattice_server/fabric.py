@@ -1,7 +1,7 @@
 """A whole fabric on this machine: control plane, gateway daemon and gateway engine, as processes.
 
-What `lattice dev`, `lattice demo` and the tests run. The parts are the real ones, started as users
-start them; all of their files are in one directory.
+What `lattice dev`, `lattice demo` and the tests run, with an egress connector where it is wanted.
+The parts are the real ones, started as users start them; all of their files are in one directory.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Fabric:
         namespace: where the gateway's data plane lives; ``own`` when left out, so that the host's
             network is not touched.
         workspace: id of the workspace that is made.
+        egress: run an egress connector for it, and let its token permit what that serves.
 
     Attributes:
         url: of the control plane; the same after a restart.
@@ -59,6 +60,7 @@ class Fabric:
         server_options: Mapping[str, object] | None = None,
         namespace: Literal["own", "host"] | None = None,
         workspace: str = "dev",
+        egress: bool = False,
     ) -> None:
         self.directory = directory.absolute()
         self.workspace = workspace
@@ -70,6 +72,8 @@ class Fabric:
         self._gateway_state = self.directory / "gateway"
         self._server: Child | None = None
         self._gateway: Child | None = None
+        self._egress: Child | None = None
+        self._with_egress = egress
         self._guard: subprocess.Popen[bytes] | None = None
         self._lifeline: _Lifeline | None = None
 
@@ -128,7 +132,13 @@ class Fabric:
             token = self.create_token(kind="gateway")
             _write_private(self.directory / "gateway.token", token)
             self.start_gateway_daemon()
-            self.workspace_token = self.create_token(kind="workspace", workspaceId=self.workspace)
+            permits: dict[str, object] = {}
+            if self._with_egress:
+                self.start_egress()
+                permits["allow"] = [{"to": "*"}, {"to": self._overlay}]
+            self.workspace_token = self.create_token(
+                kind="workspace", workspaceId=self.workspace, **permits
+            )
         except BaseException:
             self.stop()
             raise
@@ -138,10 +148,10 @@ class Fabric:
 
         Leaves no process, socket or namespace, and no file outside of ``directory``.
         """
-        for child in (self._gateway, self._server):
+        for child in (self._egress, self._gateway, self._server):
             if child is not None:
                 child.end(STOP_TIMEOUT)
-        self._gateway = self._server = None
+        self._egress = self._gateway = self._server = None
         if self._guard is not None:
             self._guard.kill()
             self._guard.wait()
@@ -172,11 +182,25 @@ class Fabric:
 
     def start_gateway_daemon(self) -> None:
         """Start the gateway daemon, which adopts the engine if that runs."""
-        overlay = str(self._options.get("overlay", "10.96.0.0/16"))
         arguments = ["--server", self.url, "--token-file", str(self.directory / "gateway.token")]
         arguments += ["--state-dir", str(self._gateway_state), "--listen-port", "0"]
-        arguments += ["--address", _first_host(overlay), "--namespace", self._namespace]
+        arguments += ["--address", _first_host(self._overlay), "--namespace", self._namespace]
         self._gateway = self._start_child("gateway", arguments, {})
+
+    def start_egress(self) -> None:
+        """Start the workspace's egress connector."""
+        name = {"name": "egress", "workspaceId": self.workspace}
+        self.request("POST", "/api/v1/services", {**name, "kind": "egress"})
+        token = self.create_token(kind="service", workspaceId=self.workspace, service="egress")
+        _write_private(self.directory / "egress.token", token)
+        arguments = ["--server", self.url, "--token-file", str(self.directory / "egress.token")]
+        self._egress = self._start_child("egress", arguments, {})
+
+    def kill_egress(self) -> None:
+        """SIGKILL the egress connector."""
+        if self._egress is not None:
+            self._egress.kill()
+            self._egress = None
 
     def kill_gateway_daemon(self) -> None:
         """SIGKILL the gateway daemon; its engine goes on."""
@@ -198,7 +222,7 @@ class Fabric:
 
     def failed_part(self) -> str | None:
         """Which daemon has ended by itself, with the end of its log; ``None`` while all run."""
-        for child in (self._server, self._gateway):
+        for child in (self._server, self._gateway, self._egress):
             if child is not None and not child.alive():
                 return child.explain()
         return None
@@ -260,6 +284,10 @@ class Fabric:
             body["hostnames"] = list(hostnames)
         self.request("POST", "/api/v1/services", body)
         return self.create_token(kind="service", workspaceId=workspace, service=name)
+
+    @property
+    def _overlay(self) -> str:
+        return str(self._options.get("overlay", "10.96.0.0/16"))
 
     def _start_child(self, command: str, arguments: list[str], extra: dict[str, str]) -> Child:
         if self._lifeline is None:

@@ -28,20 +28,25 @@ BYTES_PER_MESSAGE = 768 * 1024
 
 @dataclass(frozen=True, slots=True)
 class PeerObject:
-    """A peer as the gateway has to have it. ``expires_at`` is in ms since the epoch."""
+    """A peer as the gateway has to have it. ``expires_at`` is in ms since the epoch.
+
+    ``routes`` are further addresses that lead to it.
+    """
 
     id: str
     public_key: str
     address: str
     expires_at: int | None
     grants: tuple[Grant, ...] = ()
+    routes: tuple[str, ...] = ()
 
     def render(self, now: int) -> str:
         """The JSON of the peer, with its remaining life counted from ``now``."""
         life = "null" if self.expires_at is None else f"{(self.expires_at - now) / 1000:.3f}"
+        routes = f'"routes":{json.dumps(self.routes)},' if self.routes else ""
         return (
             f'{{"id":"{self.id}","publicKey":"{self.public_key}","address":"{self.address}",'
-            f'"expiresIn":{life},"grants":{_grants_json(self.grants)}}}'
+            f'{routes}"expiresIn":{life},"grants":{_grants_json(self.grants)}}}'
         )
 
 

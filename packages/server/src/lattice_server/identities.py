@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lattice_sdk.wire import EnrollRequest, RenewRequest
-from lattice_server import delegation, endings, terms
+from lattice_server import delegation, endings, names, terms
 from lattice_server.access import (
     Principal,
     check_alive,
@@ -34,6 +34,7 @@ from lattice_server.store.events import peer_event
 from lattice_server.store.queries import (
     peer_by_id,
     service_by_name,
+    services_of,
 )
 from lattice_server.store.records import PeerRecord, TokenRecord
 
@@ -114,7 +115,7 @@ async def enroll(
 async def _commit_agent(
     control: ControlPlane, token: TokenRecord, peer: PeerRecord, *, own_key: bool
 ) -> Publication:
-    address: str | None = None
+    taken: list[str] = []
     try:
         async with control.database.write() as tx:
             if token.kind == "delegation":
@@ -124,15 +125,18 @@ async def _commit_agent(
                 if known is not None:
                     return await _take_up(control, tx, token, known, peer)
             await _use(tx, token)
-            address = await control.take_address(tx, peer.id)
-            peer = replace(peer, address=address)
+            taken.append(await control.take_address(tx, peer.id))
+            peer = replace(peer, address=taken[0])
+            if peer.allow:
+                services = await services_of(tx.connection, peer.workspace_id)
+                peer = await names.claim(control, tx, token, peer, services, taken)
             await tx.connection.execute(insert(schema.peers).values(**peer.values()))
             await control.events.append(tx, [_enrolled(peer)])
             return await publish(control, tx, peer, None)
     except IntegrityError:
         raise
     except BaseException:
-        if address is not None:
+        for address in taken:
             control.addresses.release(address)
         raise
 
@@ -145,7 +149,7 @@ async def _take_up(
         known.kind == "agent"
         and known.issuer == token.id
         and known.workspace_id == asked.workspace_id
-        and (known.name, known.agent_type, known.preset, known.allow)
+        and (known.name, known.agent_type, known.preset, known.asked())
         == (asked.name, asked.agent_type, asked.preset, asked.allow)
     )
     if not same:
@@ -215,7 +219,7 @@ async def connect_service(
             id=service.peer_id,
             kind="service",
             name=name,
-            agent_type=SERVICE_PRESET,
+            agent_type=service.kind,
             workspace_id=workspace,
             preset=SERVICE_PRESET,
             allow=[],

@@ -20,7 +20,7 @@ from lattice_server.store import schema
 from lattice_server.store.database import Transaction
 from lattice_server.store.events import event
 from lattice_server.store.queries import peer_by_id, ripple, service_by_name, services_of
-from lattice_server.store.records import ServiceRecord, TokenRecord
+from lattice_server.store.records import EGRESS, ServiceRecord, TokenRecord
 
 if TYPE_CHECKING:
     from lattice_server.control import ControlPlane
@@ -71,6 +71,7 @@ async def create_token(control: ControlPlane, body: TokenBody) -> dict[str, Any]
         "service": body.service,
         "presets": body.presets,
         "allow_isolated": body.allow_isolated,
+        "allow": None if body.allow is None else [rule.record() for rule in body.allow],
         "max_ttl": _ms(body.max_ttl),
         "max_lifetime": _ms(body.max_lifetime),
         "uses": body.uses,
@@ -159,13 +160,14 @@ async def create_service(control: ControlPlane, body: ServiceBody) -> dict[str, 
         name=body.name,
         peer_id=new_id("peer"),
         address="",
-        hostnames=sorted(set(body.hostnames)) or [f"{body.name}.lattice"],
+        hostnames=sorted(set(body.hostnames)) or _default_hostnames(body),
         ports=[
             {"port": port, "protocol": protocol}
             for port, protocol in sorted({(p.port, p.protocol) for p in body.ports})
         ],
         designated=body.designated,
         created_at=now_ms(),
+        kind=body.kind,
     )
     address: str | None = None
     try:
@@ -188,6 +190,7 @@ async def create_service(control: ControlPlane, body: ServiceBody) -> dict[str, 
                 peer = await peer_by_id(tx.connection, known.peer_id)
                 return service_answer(known, connected=bool(peer and peer.alive(now_ms())))
             await _check_hostnames(tx, wanted)
+            await _check_single(tx, wanted)
             address = await control.take_address(tx, wanted.peer_id)
             service = replace(wanted, address=address)
             await tx.connection.execute(insert(schema.services).values(**service.values()))
@@ -319,6 +322,23 @@ async def _check_hostnames(tx: Transaction, wanted: ServiceRecord) -> None:
             )
 
 
+async def _check_single(tx: Transaction, wanted: ServiceRecord) -> None:
+    if wanted.kind != EGRESS:
+        return
+    for other in await services_of(tx.connection, wanted.workspace_id):
+        if other.kind == EGRESS:
+            raise ApiProblem(
+                "conflict",
+                f"the workspace has the egress connector {other.name} already, and there is one; "
+                "use that, or remove it first",
+                errors=[{"field": "kind", "message": "there is one already"}],
+            )
+
+
+def _default_hostnames(body: ServiceBody) -> list[str]:
+    return [f"{body.name}.lattice"] if body.kind == "service" else []
+
+
 async def _revoke(
     control: ControlPlane, tx: Transaction, tokens: list[TokenRecord], now: int
 ) -> None:
@@ -364,6 +384,7 @@ def _token_answer(token: TokenRecord) -> dict[str, Any]:
         "uses": token.uses,
         "used": token.used,
         "allowIsolated": token.allow_isolated,
+        "allow": token.allow,
         "createdAt": rfc3339(token.created_at),
         "expiresAt": None if token.expires_at is None else rfc3339(token.expires_at),
         "revokedAt": None if token.revoked_at is None else rfc3339(token.revoked_at),

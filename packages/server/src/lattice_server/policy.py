@@ -17,7 +17,7 @@ A service accepts its own ports from agents of its workspace and reaches nothing
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 PRESETS: Final = ("sandboxed", "coordinator", "isolated")
@@ -42,16 +42,23 @@ class ServiceRule:
     address: str
     ports: frozenset[tuple[str, int]]
     designated: bool
+    hostnames: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class AgentRule:
-    """What the policy needs to know of an agent. ``allow`` counts for ``isolated`` alone."""
+    """What the policy needs to know of an agent. ``allow`` counts for ``isolated`` alone.
+
+    Attributes:
+        allow: what it asked for, by address or by a service's host name.
+        names: what it asked for by other host names, at the addresses that they got.
+    """
 
     id: str
     address: str
     preset: str
     allow: frozenset[Grant] = frozenset()
+    names: frozenset[Grant] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +88,10 @@ def compile_grants(
     if agent.preset == "coordinator":
         grants.update(Grant(peer.address, "any", ANY_PORT) for peer in reachable)
     if agent.preset == "isolated":
-        offered = {grant for service in services for grant in _ports(service)}
+        grants.update(agent.names)
+        grants.update(offered(agent.allow, services))
         coordinators = {peer.address for peer in reachable}
-        grants.update(rule for rule in agent.allow if rule in offered or rule.to in coordinators)
+        grants.update(rule for rule in agent.allow if rule.to in coordinators)
     return tuple(sorted(grants))
 
 
@@ -136,6 +144,14 @@ def changed_agents(before: Workspace, after: Workspace) -> Collection[str]:
     """The ids of agents that are new or whose grants differ: the specification of `affected`."""
     old, new = compile_workspace(before), compile_workspace(after)
     return {peer for peer, grants in new.items() if old.get(peer) != grants}
+
+
+def offered(asked: Collection[Grant], services: Iterable[ServiceRule]) -> Iterable[Grant]:
+    """The part of an allow list that services accept, asked for by address or by host name."""
+    for service in services:
+        for grant in _ports(service):
+            if any(replace(grant, to=to) in asked for to in (service.address, *service.hostnames)):
+                yield grant
 
 
 def _ports(service: ServiceRule) -> Iterable[Grant]:

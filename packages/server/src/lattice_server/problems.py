@@ -19,6 +19,7 @@ CODES: dict[str, int] = {
     "forbidden": 403,
     "delegation_not_permitted": 403,
     "preset_not_permitted": 403,
+    "destination_not_permitted": 403,
     "ttl_not_permitted": 403,
     "workspace_mismatch": 403,
     "not_found": 404,
@@ -38,6 +39,7 @@ CODES: dict[str, int] = {
     "internal_error": 500,
     "address_pool_exhausted": 503,
     "gateway_unavailable": 503,
+    "egress_unavailable": 503,
 }
 
 _SECRET = re.compile(r"lt-[A-Za-z0-9_-]{8,}")

@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, update
 
-from lattice_server import delegation, endings
+from lattice_server import delegation, endings, names
 from lattice_server.clock import now_ms
 from lattice_server.hub import PeerObject
 from lattice_server.problems import gateway_unavailable
 from lattice_server.store import schema
 from lattice_server.store.database import Transaction
-from lattice_server.store.queries import peer_by_id, peer_objects, ripple, services_of
+from lattice_server.store.queries import (
+    connector_of,
+    peer_by_id,
+    peer_objects,
+    ripple,
+    services_of,
+)
 from lattice_server.store.records import PeerRecord, ServiceRecord, TokenRecord
 
 if TYPE_CHECKING:
@@ -27,13 +33,20 @@ log = logging.getLogger("lattice.enrollment")
 
 @dataclass
 class Publication:
-    """A committed change: what to answer, what to wait for, what was there before."""
+    """A committed change: what to answer, what to wait for, what was there before.
+
+    Attributes:
+        connector: id of the egress connector that has to serve the peer's host names, if any.
+        routes: the revision that it has to have for that.
+    """
 
     peer: PeerRecord
     before: PeerRecord | None
     services: list[ServiceRecord]
     object: PeerObject | None = None
     revision: int = 0
+    connector: str | None = None
+    routes: int = 0
 
 
 async def store(tx: Transaction, peer: PeerRecord) -> None:
@@ -56,8 +69,16 @@ async def publish(
     if peer.kind == "agent" and before is None:
         others = await ripple(tx.connection, peer.workspace_id, [peer.rule()], now)
     done = Publication(peer, before, services, own)
+    named = any("address" in rule for rule in peer.allow)
+    if named:
+        connector = await connector_of(tx.connection, peer.workspace_id, now)
+        if connector is not None:
+            done.connector = connector.id
+            others += await peer_objects(tx.connection, peer.workspace_id, [connector], now)
 
     def tell() -> None:
+        if named and before is None:
+            done.routes = control.connectors.changed(peer.workspace_id)
         done.revision = control.hub.publish([own, *others])
 
     tx.after_commit.append(tell)
@@ -80,11 +101,13 @@ async def wait_or_undo(
             change is then taken back as well.
 
     Raises:
-        ApiProblem: ``gateway_unavailable`` when it was taken back.
+        ApiProblem: ``gateway_unavailable`` or ``egress_unavailable`` when it was taken back.
     """
     seconds = control.settings.gateway_wait.total_seconds()
     try:
-        acknowledged = await control.hub.wait(done.revision, seconds)
+        acknowledged, served = await asyncio.gather(
+            control.hub.wait(done.revision, seconds), _served(control, done, seconds)
+        )
     except asyncio.CancelledError:
         await _finish(_undo(control, done, token))
         raise
@@ -94,9 +117,22 @@ async def wait_or_undo(
             f"the gateway did not take up the change within {seconds:g} s, so it was undone; "
             "try again"
         )
+    if not served:
+        await _finish(_undo(control, done, token))
+        raise names.unavailable(
+            f"the egress connector did not take up the host names within {seconds:g} s, so "
+            "nothing was enrolled; look at its log, and try again"
+        )
     if abandoned is not None and await abandoned():
         log.info("%s was not waited for and is taken back", done.peer.id)
         await _finish(_undo(control, done, token))
+
+
+async def _served(control: ControlPlane, done: Publication, seconds: float) -> bool:
+    """Whether the egress connector serves the names of a new identity in time."""
+    if done.connector is None or done.before is not None:
+        return True
+    return await control.connectors.wait(done.connector, done.routes, seconds)
 
 
 async def _finish(work: Awaitable[None]) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from ipaddress import IPv4Address
 from typing import Any
 
 from lattice_sdk.durations import format_duration
 from lattice_sdk.wire import AllowRule, Duration, EnrollRequest, Name, PublicKey, RequestModel
-from lattice_server import attenuation, policy
+from lattice_server import attenuation, destinations, policy
 from lattice_server.clock import to_ms
 from lattice_server.problems import ApiProblem
 from lattice_server.settings import ServerSettings
@@ -96,7 +95,12 @@ def agent_type(token: TokenRecord, request: EnrollRequest) -> str:
 def permitted_presets(token: TokenRecord) -> frozenset[str]:
     """The presets a workspace token permits; unless it names some, all but ``isolated``."""
     named = frozenset(("sandboxed", "coordinator") if token.presets is None else token.presets)
-    return named | {"isolated"} if token.allow_isolated else named
+    return named | {"isolated"} if permits_allow(token) else named
+
+
+def permits_allow(token: TokenRecord) -> bool:
+    """Whether identities of this token may bring an allow list."""
+    return token.allow_isolated or token.allow is not None
 
 
 def lifetime(
@@ -157,14 +161,14 @@ def _allow(
             "leave allow out or ask for isolated",
             errors=[{"field": "allow", "message": "only with the preset isolated"}],
         )
-    if not token.allow_isolated:
+    if not permits_allow(token):
         raise ApiProblem(
             "forbidden",
             "the token does not permit an allow list; ask for one made with allowIsolated",
             errors=[{"field": "allow", "message": "not permitted by the token"}],
         )
     checked = {
-        (_overlay_address(settings, rule.to, number), rule.protocol, rule.port)
+        (_destination(settings, token, rule, number), rule.protocol, rule.port)
         for number, rule in enumerate(rules)
     }
     return [{"to": to, "protocol": what, "port": port} for to, what, port in sorted(checked)]
@@ -198,18 +202,52 @@ def _as_delegated(
     return allow
 
 
-def _overlay_address(settings: ServerSettings, to: str, number: int) -> str:
-    overlay = settings.overlay
+def _destination(settings: ServerSettings, token: TokenRecord, rule: AllowRule, number: int) -> str:
+    """The destination of a rule in one spelling, if it can be and the token permits it."""
+    field = f"allow.{number}.to"
     try:
-        address = IPv4Address(to)
-    except ValueError:
-        address = overlay.network_address
-    reserved = (overlay.network_address, overlay.network_address + 1, overlay.broadcast_address)
-    if address not in overlay or address in reserved:
+        to = destinations.parse(rule.to)
+    except ValueError as error:
         raise ApiProblem(
             "invalid_request",
-            f"allow takes IPv4 addresses of peers in the overlay {overlay} for now, "
-            "no host names, CIDRs or other addresses",
-            errors=[{"field": f"allow.{number}.to", "message": f"not a peer address in {overlay}"}],
+            f"allow takes addresses in the overlay {settings.overlay} and host names, and "
+            f"{rule.to} is {error}",
+            errors=[{"field": field, "message": str(error)}],
+        ) from None
+    if to.kind in ("network", "pattern") or (to.kind == "address" and not _of_peer(settings, to)):
+        raise ApiProblem(
+            "invalid_request",
+            f"allow takes IPv4 addresses of peers in the overlay {settings.overlay} and host "
+            "names, no CIDRs, patterns or other addresses",
+            errors=[{"field": field, "message": f"not a peer address in {settings.overlay}"}],
         )
-    return str(address)
+    if not _permitted(token, to, rule):
+        raise not_permitted(f"{to.text}:{rule.port}/{rule.protocol}", field)
+    return to.text
+
+
+def not_permitted(what: str, field: str = "allow") -> ApiProblem:
+    """The 403 of a destination that the token does not permit."""
+    return ApiProblem(
+        "destination_not_permitted",
+        f"the token does not permit {what} in allow; leave it out or ask for a token that "
+        "permits it",
+        errors=[{"field": field, "message": "not permitted by the token"}],
+    )
+
+
+def _of_peer(settings: ServerSettings, to: destinations.Destination) -> bool:
+    overlay, address = settings.overlay, to.network.network_address
+    reserved = (overlay.network_address, overlay.network_address + 1, overlay.broadcast_address)
+    return address in overlay and address not in reserved
+
+
+def _permitted(token: TokenRecord, to: destinations.Destination, rule: AllowRule) -> bool:
+    """Without a list of its own a token permits what is inside the workspace, and no host beyond.
+
+    Whether a name is one of the workspace's is for :mod:`lattice_server.names` to see.
+    """
+    if token.allow is None:
+        return True
+    permits = destinations.permits_of(token.allow)
+    return any(permit.covers(to, rule.port, rule.protocol) for permit in permits)

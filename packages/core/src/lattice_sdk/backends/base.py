@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+
+from lattice_sdk.errors import BackendUnavailable
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -49,6 +51,7 @@ class TunnelSpec:
         expires_in: seconds until the tunnel must be down; asked when it is needed.
         revoke: what to do when this process dies; ``None`` where the identity shall outlive it.
         timeout: seconds until a tunnel that is not proven is given up.
+        router: whether it takes flows for other addresses than its own.
     """
 
     identity: Identity
@@ -56,6 +59,7 @@ class TunnelSpec:
     expires_in: Callable[[], float]
     revoke: Revoke | None = None
     timeout: float = 5.0
+    router: bool = False
 
 
 class Tunnel(ABC):
@@ -72,6 +76,18 @@ class Tunnel(ABC):
     async def update(self, spec: TunnelSpec) -> None:
         """Take over a renewal, without a break in connections."""
         del spec
+
+    async def request(self, method: str, *args: Any) -> Any:
+        """Call the engine about this tunnel, by a method of its client.
+
+        Raises:
+            BackendUnavailable: the backend has no engine.
+            EngineError: as the engine answers.
+        """
+        del method, args
+        raise BackendUnavailable(
+            "this needs a tunnel backend with an engine", hint="Use backend='userspace'"
+        )
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called, in the loop, when the tunnel is gone by itself."""

@@ -185,6 +185,8 @@ def _body(spec: TunnelSpec, proxy: Proxy) -> dict[str, Any]:
             "port": proxy.port,
         },
     }
+    if spec.router:
+        body["router"] = True
     if spec.identity.gateway_ip:
         body["probe"] = {"address": spec.identity.gateway_ip, "timeout": spec.timeout}
     return body
@@ -198,6 +200,8 @@ def _grants(spec: TunnelSpec) -> list[dict[str, Any]]:
         for service in identity.services
         for port in service.ports
     ]
-    if identity.policy_preset == "isolated":
-        grants += [rule.model_dump(mode="json") for rule in identity.allow]
+    named = {name for service in identity.services for name in service.hostnames}
+    grants += [
+        rule.model_dump(mode="json") for rule in identity.allow if rule.to.lower() not in named
+    ]
     return grants

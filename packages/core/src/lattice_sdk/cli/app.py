@@ -9,6 +9,7 @@ import typer
 
 from lattice_sdk.cli import about, doctor, resources
 from lattice_sdk.cli.connect import connect
+from lattice_sdk.cli.egress import egress
 from lattice_sdk.cli.enroll import enroll
 from lattice_sdk.cli.events import events
 from lattice_sdk.cli.failures import LatticeGroup, report_defect
@@ -16,7 +17,7 @@ from lattice_sdk.cli.failures import LatticeGroup, report_defect
 EPILOG = (
     "Settings come from arguments, then LATTICE_SERVER, LATTICE_TOKEN or LATTICE_TOKEN_FILE, "
     "LATTICE_WORKSPACE and so on, then from the config file. "
-    "Exit status: 0 done, 1 an expectation failed, 2 wrong usage, 3 to 19 a LatticeError's, "
+    "Exit status: 0 done, 1 an expectation failed, 2 wrong usage, 3 to 20 a LatticeError's, "
     "70 a defect, 130 Ctrl-C."
 )
 
@@ -57,6 +58,7 @@ def build() -> typer.Typer:
     notify("lattice_cli", app=app)
     app.command()(enroll)
     app.command()(connect)
+    app.command()(egress)
     app.command()(events)
     app.add_typer(resources.peers, name="peers")
     app.add_typer(resources.services, name="services")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -15,6 +16,7 @@ from lattice_sdk.cli.resources import needed_workspace
 from lattice_sdk.cli.session import Session, Workspace, connected
 
 if TYPE_CHECKING:
+    from lattice_sdk.agent import Face
     from lattice_sdk.client import ControlPlane
     from lattice_sdk.connector import ServiceConnector
 
@@ -72,15 +74,10 @@ def connect(
     ports = [{"port": port, "protocol": protocol} for port in listen]
     service: dict[str, Any] = {"ports": ports, "designated": designated}
     service |= {"name": name, "hostnames": hostname or []}
-    place = session.run(lambda api: _ensure(session, api, service, workspace))
+    place = session.run(lambda api: ensure_service(session, api, service, workspace))
 
     from lattice_sdk.connector import ServiceConnector
-    from lattice_sdk.errors import IdentityExpired
-    from lattice_sdk.schedule import State
 
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: ended.set())
     connector = ServiceConnector(
         session.server,
         session.token(),
@@ -92,8 +89,28 @@ def connect(
         verify=session.settings.ca_file,
         timeout=session.settings.timeout,
     )
+    until_ended(connector, name, lambda: _announce(connector, forwards, session.output))
+
+
+def until_ended(connector: Face, name: str, announce: Callable[[], None]) -> None:
+    """Run a connector until a signal.
+
+    Args:
+        connector: not open yet.
+        name: of its service.
+        announce: called once it serves.
+
+    Raises:
+        IdentityExpired: it has lost its identity.
+    """
+    from lattice_sdk.errors import IdentityExpired
+    from lattice_sdk.schedule import State
+
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: ended.set())
     with connector:
-        _announce(connector, forwards, session.output)
+        announce()
         while not ended.wait(LOOK):
             if connector.state is State.EXPIRED:
                 raise IdentityExpired(
@@ -104,7 +121,7 @@ def connect(
                 )
 
 
-async def _ensure(
+async def ensure_service(
     session: Session, api: ControlPlane, service: dict[str, Any], workspace: str | None
 ) -> str | None:
     """Make the service if the token is an admin's; the workspace to connect it in."""

@@ -31,7 +31,8 @@ def enroll(
         list[str] | None,
         typer.Option(
             metavar="HOST:PORT[/udp]",
-            help="A destination of the preset isolated; may be repeated.",
+            help="A destination of the preset isolated, a host name or an overlay address; may be "
+            "repeated.",
         ),
     ] = None,
     workspace: Workspace = None,

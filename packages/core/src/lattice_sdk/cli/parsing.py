@@ -44,6 +44,28 @@ def parse_destination(text: str) -> dict[str, Any]:
     return {"to": host, **parse_port(port)}
 
 
+def parse_permit(text: str) -> dict[str, Any]:
+    """``HOST[:PORT[/udp]]``, as a token permits it; without a port all ports.
+
+    Raises:
+        typer.BadParameter: the port is none.
+    """
+    host, separator, port = text.partition(":")
+    return {"to": host, **(parse_port(port) if separator else {})}
+
+
+def parse_forward(text: str) -> tuple[int, str]:
+    """``LISTEN:HOST:PORT`` or ``LISTEN:PORT``: a port of the overlay address, and its target.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    listen, separator, target = text.partition(":")
+    if not separator:
+        raise typer.BadParameter(f"{text!r} is not LISTEN:HOST:PORT, such as 9000:127.0.0.1:9000")
+    return int(parse_port(listen)["port"]), parse_target(target)
+
+
 def parse_target(text: str) -> str:
     """``HOST:PORT`` of a service on the host's network, in the form the engine takes.
 

@@ -11,7 +11,7 @@ import typer
 
 from lattice_sdk.cli.delegate import delegate
 from lattice_sdk.cli.output import Format, show_list, show_one
-from lattice_sdk.cli.parsing import parse_ports
+from lattice_sdk.cli.parsing import parse_permit, parse_ports
 from lattice_sdk.cli.session import Session, Workspace, connected
 
 PAGE = 1000  # what the control plane gives at most
@@ -164,6 +164,14 @@ def create_token(
             help="Permit the preset isolated, whose agents name their destinations.",
         ),
     ] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST[:PORT[/udp]]",
+            help="Permit allow lists that hold this: a host name, *. and a host name, * for all "
+            "host names, an address or a CIDR; may be repeated.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the token there (0600) instead.")
     ] = None,
@@ -188,6 +196,7 @@ def create_token(
         "uses": uses,
         "expiresIn": expires_in,
         "allowIsolated": allow_isolated or None,
+        "allow": [parse_permit(text) for text in allow] if allow else None,
     }
     given = {field: value for field, value in body.items() if value is not None}
     with PrivateFile(out) as file:

@@ -29,6 +29,8 @@ EventType = Literal[
     "token.revoked",
     "service.created",
     "service.removed",
+    "policy.changed",
+    "egress",
 ]
 
 

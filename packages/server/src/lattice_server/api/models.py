@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from lattice_sdk.wire import Duration, Name, Protocol, RequestModel, Time, WireModel
+from lattice_sdk.wire import Duration, Name, Port, Protocol, RequestModel, Time, WireModel
+from lattice_server import destinations
 from lattice_server.policy import PRESETS
 
 # Far beyond any use, and far from where a date overflows.
@@ -46,6 +47,26 @@ class Workspace(WireModel):
     created_at: Time
 
 
+def _destination(value: str) -> str:
+    return value if value == destinations.ANYTHING else destinations.parse(value).text
+
+
+class PermitBody(RequestModel):
+    """What identities of a token may have in ``allow``; a port or protocol left out is any.
+
+    ``to`` is an overlay address, a CIDR, a host name, ``*.`` and a host name, or ``*`` for all
+    host names.
+    """
+
+    to: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_destination)]
+    port: Port | None = None
+    protocol: Protocol | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As the store keeps it."""
+        return self.model_dump(exclude_none=True)
+
+
 class TokenBody(RequestModel):
     """Body of ``POST /api/v1/tokens``."""
 
@@ -58,6 +79,7 @@ class TokenBody(RequestModel):
     uses: Annotated[int, Field(ge=1, le=10**9, strict=True)] | None = None
     expires_in: PositiveDuration | None = None
     allow_isolated: Annotated[bool, Field(strict=True)] = False
+    allow: Annotated[list[PermitBody], Field(max_length=1000)] | None = None
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> TokenBody:
@@ -68,8 +90,9 @@ class TokenBody(RequestModel):
             raise ValueError(f"a token of kind {self.kind} belongs to no workspace")
         if (self.kind == "service") != (self.service is not None):
             raise ValueError("service names the service of a token of kind service, and only that")
-        if self.kind != "workspace" and (self.presets is not None or self.allow_isolated):
-            raise ValueError("presets and allowIsolated belong to tokens of kind workspace")
+        limits = self.presets is not None or self.allow_isolated or self.allow is not None
+        if self.kind != "workspace" and limits:
+            raise ValueError("presets, allowIsolated and allow belong to tokens of kind workspace")
         if self.kind != "workspace" and self.uses is not None:
             raise ValueError("uses belongs to tokens of kind workspace")
         return self
@@ -88,6 +111,7 @@ class Token(WireModel):
     uses: int | None
     used: int
     allow_isolated: bool
+    allow: list[PermitBody] | None = None
     created_at: Time
     expires_at: Time | None
     revoked_at: Time | None
@@ -107,8 +131,17 @@ class ServiceBody(RequestModel):
     name: ServiceName
     workspace_id: Name
     hostnames: Annotated[list[Hostname], Field(max_length=50)] = Field(default_factory=list)
-    ports: Annotated[list[PortBody], Field(min_length=1, max_length=100)]
+    ports: Annotated[list[PortBody], Field(max_length=100)] = Field(default_factory=list)
     designated: Annotated[bool, Field(strict=True)] = True
+    kind: Literal["service", "egress"] = "service"
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> ServiceBody:
+        if self.kind == "service" and not self.ports:
+            raise ValueError("a tool service needs at least one port")
+        if self.kind == "egress" and (self.ports or self.hostnames):
+            raise ValueError("an egress connector has no ports and hostnames of its own")
+        return self
 
 
 class ManagedService(WireModel):
@@ -120,6 +153,7 @@ class ManagedService(WireModel):
     hostnames: list[str]
     ports: list[PortBody]
     designated: bool
+    kind: str = "service"
     peer_id: str
     connected: bool
     created_at: Time

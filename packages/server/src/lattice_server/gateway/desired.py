@@ -7,6 +7,7 @@ from typing import Any
 
 # The engine refuses fields it does not know; a newer control plane may send more.
 PEER_FIELDS = ("id", "publicKey", "address", "grants")
+OPTIONAL_FIELDS = ("routes",)
 
 
 class BadMessageError(Exception):
@@ -25,6 +26,7 @@ class Peer:
         """A peer of a message that came at ``now`` (monotonic seconds)."""
         expires_in = wire.get("expiresIn")
         fields = {name: wire[name] for name in PEER_FIELDS}
+        fields |= {name: wire[name] for name in OPTIONAL_FIELDS if name in wire}
         return cls(fields, None if expires_in is None else now + float(expires_in))
 
     def body(self, now: float) -> dict[str, Any] | None:

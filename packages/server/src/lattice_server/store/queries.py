@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from lattice_server import attenuation, policy
 from lattice_server.hub import PeerObject
 from lattice_server.store import schema
-from lattice_server.store.records import PeerRecord, ServiceRecord
+from lattice_server.store.records import EGRESS, PeerRecord, ServiceRecord
 
 IDS_AT_ONCE = 500  # in one statement; SQLite once took 999 at most
 
@@ -105,6 +105,33 @@ async def service_by_name(
     return ServiceRecord.of(row) if row else None
 
 
+async def connector_of(connection: AsyncConnection, workspace: str, now: int) -> PeerRecord | None:
+    """The living egress connector of a workspace."""
+    services, peers = schema.services.c, schema.peers.c
+    row = (
+        await connection.execute(
+            select(schema.peers)
+            .join(schema.services, services.peer_id == peers.id)
+            .where(
+                services.workspace_id == workspace,
+                services.kind == EGRESS,
+                peers.state == "active",
+                peers.expires_at > now,
+            )
+        )
+    ).one_or_none()
+    return PeerRecord.of(row) if row else None
+
+
+async def name_addresses(connection: AsyncConnection, workspace: str) -> tuple[str, ...]:
+    """The overlay addresses of the host names that a workspace's egress connector serves."""
+    names = schema.names.c
+    found = await connection.scalars(
+        select(names.address).where(names.workspace_id == workspace).order_by(names.address)
+    )
+    return tuple(found)
+
+
 async def peer_objects(
     connection: AsyncConnection,
     workspace: str,
@@ -124,9 +151,20 @@ async def peer_objects(
             peer.rule()
             for peer in await live_agents(connection, workspace, policy.ACCEPTS_INGRESS, now)
         ]
+    routes: tuple[str, ...] = ()
+    if any(serves_names(peer) for peer in peers):
+        routes = await name_addresses(connection, workspace)
     line = [*agents, *await ancestors(connection, agents)]
     kin = kin_of(line, {p.id: policy.compile_grants(p.rule(), rules, reachable) for p in line})
-    return [peer_object(peer, attenuation.bounded(peer.id, kin)) for peer in peers]
+    return [
+        peer_object(peer, attenuation.bounded(peer.id, kin), routes if serves_names(peer) else ())
+        for peer in peers
+    ]
+
+
+def serves_names(peer: PeerRecord) -> bool:
+    """Whether it is a workspace's egress connector."""
+    return peer.kind == "service" and peer.agent_type == EGRESS
 
 
 def kin_of(
@@ -136,9 +174,11 @@ def kin_of(
     return {a.id: attenuation.Kin(a.address, a.parent_id, grants[a.id]) for a in agents}
 
 
-def peer_object(peer: PeerRecord, grants: tuple[policy.Grant, ...]) -> PeerObject:
-    """A record and its grants as the gateway's peer."""
-    return PeerObject(peer.id, peer.public_key, peer.address, peer.expires_at, grants)
+def peer_object(
+    peer: PeerRecord, grants: tuple[policy.Grant, ...], routes: tuple[str, ...] = ()
+) -> PeerObject:
+    """A record, its grants and what it serves beside its own address, as the gateway's peer."""
+    return PeerObject(peer.id, peer.public_key, peer.address, peer.expires_at, grants, routes)
 
 
 async def ripple(
@@ -164,6 +204,9 @@ async def whole_state(connection: AsyncConnection, now: int) -> list[PeerObject]
     services: dict[str, list[ServiceRecord]] = {}
     for row in await connection.execute(select(schema.services)):
         services.setdefault(row.workspace_id, []).append(ServiceRecord.of(row))
+    routes: dict[str, tuple[str, ...]] = {}
+    for row in await connection.execute(select(schema.names)):
+        routes[row.workspace_id] = (*routes.get(row.workspace_id, ()), row.address)
     peers = schema.peers.c
     rows = await connection.execute(
         select(schema.peers)
@@ -180,5 +223,11 @@ async def whole_state(connection: AsyncConnection, now: int) -> list[PeerObject]
             )
         )
         kin = kin_of((peer for peer in members if peer.kind == "agent"), compiled)
-        state.extend(peer_object(peer, attenuation.bounded(peer.id, kin)) for peer in members)
+        served = routes.get(workspace, ())
+        state.extend(
+            peer_object(
+                peer, attenuation.bounded(peer.id, kin), served if serves_names(peer) else ()
+            )
+            for peer in members
+        )
     return state

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from sqlalchemy import Row
 
 from lattice_server.policy import AgentRule, Grant, ServiceRule
+
+EGRESS = "egress"  # the kind of service that serves host names, and the type of its peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,16 @@ class PeerRecord:
 
     def rule(self) -> AgentRule:
         """The agent as the policy compiler sees it."""
-        allow = frozenset(Grant(a["to"], a["protocol"], a["port"]) for a in self.allow)
-        return AgentRule(self.id, self.address, self.preset, allow)
+        allow: set[Grant] = set()
+        names: set[Grant] = set()
+        for a in self.allow:
+            found = a.get("address")
+            (names if found else allow).add(Grant(found or a["to"], a["protocol"], a["port"]))
+        return AgentRule(self.id, self.address, self.preset, frozenset(allow), frozenset(names))
+
+    def asked(self) -> list[dict[str, Any]]:
+        """The allow list as it was asked for, without the addresses that its names got."""
+        return [{k: v for k, v in a.items() if k != "address"} for a in self.allow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,8 @@ class ServiceRecord:
     ports: list[dict[str, Any]]
     designated: bool
     created_at: int
+    kind: str = "service"
+    networks: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, row: Row[Any]) -> ServiceRecord:
@@ -83,7 +95,9 @@ class ServiceRecord:
     def rule(self) -> ServiceRule:
         """The service as the policy compiler sees it."""
         ports = frozenset((port["protocol"], port["port"]) for port in self.ports)
-        return ServiceRule(self.name, self.address, ports, self.designated)
+        return ServiceRule(
+            self.name, self.address, ports, self.designated, frozenset(self.hostnames)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +118,7 @@ class TokenRecord:
     created_at: int
     expires_at: int | None
     revoked_at: int | None
+    allow: list[dict[str, Any]] | None = None
     agent_types: list[str] | None = None
     sources: list[str] | None = None
     delegation_depth: int | None = None

@@ -32,6 +32,7 @@ workspaces = Table(
     metadata,
     Column("id", String(128), primary_key=True),
     Column("created_at", BigInteger, nullable=False),
+    Column("policy", JSON(none_as_null=True)),
 )
 
 tokens = Table(
@@ -52,6 +53,7 @@ tokens = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
+    Column("allow", JSON(none_as_null=True)),
     # Who may use it, beyond its text: kinds of agent, and networks that it is sent from.
     Column("agent_types", JSON),
     Column("sources", JSON),
@@ -124,6 +126,29 @@ services = Table(
     Column("ports", JSON, nullable=False),
     Column("designated", Boolean, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("kind", String(16), nullable=False, server_default="service"),
+    Column("networks", JSON, nullable=False, server_default="[]"),
+)
+
+# Host names that the egress connector of a workspace serves, each at an overlay address of its own,
+# and which identities ask for which. A name goes with the last of them.
+names = Table(
+    "names",
+    metadata,
+    Column("workspace_id", String(128), primary_key=True),
+    Column("name", String(253), primary_key=True),
+    Column("address", String(15), nullable=False, unique=True),
+)
+
+name_uses = Table(
+    "name_uses",
+    metadata,
+    Column("peer_id", String(64), primary_key=True),
+    Column("workspace_id", String(128), nullable=False),
+    Column("name", String(253), primary_key=True),
+    Column("protocol", String(3), primary_key=True),
+    Column("port", Integer, primary_key=True),
+    Index("ix_name_uses_name", "workspace_id", "name"),
 )
 
 # An address is here as long as it is held (free_at is null) or rests in quarantine.

@@ -1,0 +1,82 @@
+"""The policy of a workspace. Bearer: an admin token."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path
+from fastapi.responses import JSONResponse, Response
+from pydantic import AfterValidator, Field
+
+from lattice_sdk.wire import RequestModel
+from lattice_server import workspace_policy
+from lattice_server.access import authenticate
+from lattice_server.api.common import Authorization, Control, problems
+
+router = APIRouter(tags=["management"])
+
+WorkspacePath = Annotated[str, Path(max_length=128)]
+
+
+def _network(value: str) -> str:
+    try:
+        return str(ipaddress.ip_network(value))
+    except ValueError:
+        raise ValueError("not a network such as 10.1.0.0/16") from None
+
+
+Network = Annotated[str, Field(max_length=64), AfterValidator(_network)]
+
+
+class PolicyBody(RequestModel):
+    """Body of ``PUT /api/v1/workspaces/{id}/policy``; what is left out is as if never set.
+
+    ``privateTargets`` are networks that host names may resolve to although they are private,
+    loopback, link-local or otherwise none of the Internet.
+    """
+
+    private_targets: Annotated[list[Network], Field(max_length=100)] = Field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """As the store keeps it."""
+        return self.model_dump(by_alias=True)
+
+
+class Policy(PolicyBody):
+    """The policy of a workspace."""
+
+    workspace_id: str
+
+
+@router.get(
+    "/api/v1/workspaces/{workspace_id}/policy",
+    response_model=None,
+    summary="Look at a workspace's policy",
+    responses={200: {"model": Policy}, **problems(401, 403, 404)},
+)
+async def get_policy(
+    control: Control, workspace_id: WorkspacePath, authorization: Authorization = None
+) -> Response:
+    """The workspace's own policy, complete."""
+    await authenticate(control, authorization, "admin")
+    async with control.database.read() as connection:
+        document = await workspace_policy.policy_of(connection, workspace_id)
+    return JSONResponse({"workspaceId": workspace_id, **document})
+
+
+@router.put(
+    "/api/v1/workspaces/{workspace_id}/policy",
+    response_model=None,
+    summary="Replace a workspace's policy",
+    responses={200: {"model": Policy}, **problems(400, 401, 403, 404, 413, 422)},
+)
+async def put_policy(
+    control: Control,
+    workspace_id: WorkspacePath,
+    body: PolicyBody,
+    authorization: Authorization = None,
+) -> Response:
+    """Replace the policy as a whole. Running agents and connectors have it within a second."""
+    await authenticate(control, authorization, "admin")
+    return JSONResponse(await workspace_policy.replace_policy(control, workspace_id, body))
