@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -14,8 +16,12 @@ const (
 	// NFT_MSG_DESTROYSETELEM deletes without minding what is not there, since Linux 6.3.
 	msgDestroySetElement = 30
 
-	// elementsPerMessage keeps a message's list of elements, whose length is 16 bits, below 64 KiB.
+	// NFTA_SET_ELEM_KEY_END
+	elementKeyEnd = 10
+
+	// elementsPerMessage keeps a message's list of elements, whose length is 16 bits, below 64 KiB. Ranges have two keys.
 	elementsPerMessage = 900
+	rangesPerMessage   = 600
 	// elementBytes is more than what one element takes in a message, and changeBytes what its removal and addition take
 	// together; on a kernel without "destroy" it is written once more.
 	elementBytes       = 64
@@ -31,7 +37,17 @@ const (
 type elementKey struct {
 	set  uint8
 	size uint8
+	bits uint8 // of the network at the second address, in the set of ranges
 	key  [16]byte
+}
+
+// end is the last key of a range.
+func (k elementKey) end() [16]byte {
+	last := k.key
+	network := netip.PrefixFrom(netip.AddrFrom4([4]byte(k.key[4:8])), int(k.bits))
+	to := lastOf(network).As4()
+	copy(last[4:], to[:])
+	return last
 }
 
 // Sets as the mirror numbers them.
@@ -39,9 +55,10 @@ const (
 	inLive = iota
 	inGrants
 	inPairs
+	inRanges
 )
 
-var setNames = [...]string{inLive: setLive, inGrants: setGrants, inPairs: setPairs}
+var setNames = [...]string{inLive: setLive, inGrants: setGrants, inPairs: setPairs, inRanges: setRanges}
 
 // change is one element's way from what the kernel has to what it shall have.
 type change struct {
@@ -95,6 +112,9 @@ func (e *elements) apply(changes []change) error {
 	if e.destroy {
 		atOnce = max(1, limit/changeBytes)
 	}
+	if slices.ContainsFunc(ordered, func(c change) bool { return c.key.set == inRanges }) {
+		atOnce = max(1, atOnce*2/3)
+	}
 	for len(ordered) > 0 {
 		n := min(atOnce, len(ordered))
 		if err := e.transact(conn, ordered[:n]); err != nil {
@@ -105,7 +125,7 @@ func (e *elements) apply(changes []change) error {
 	return nil
 }
 
-// flush empties all three sets.
+// flush empties all sets.
 func (e *elements) flush() error {
 	conn, _, err := dialNetfilter()
 	if err != nil {
@@ -155,6 +175,9 @@ func (e *elements) transact(conn *netlink.Conn, changes []change) error {
 		for set, part := range all {
 			for len(part) > 0 {
 				n := min(elementsPerMessage, len(part))
+				if set == inRanges {
+					n = min(rangesPerMessage, len(part))
+				}
 				messages = append(messages, e.message(kind, uint8(set), part[:n], full))
 				part = part[n:]
 			}
@@ -186,6 +209,12 @@ func (e *elements) message(kind int, set uint8, changes []change, full bool) net
 			b, inner = open(b, unix.NFTA_SET_ELEM_KEY)
 			b = attribute(b, unix.NFTA_DATA_VALUE, c.key.key[:c.key.size])
 			shut(b, inner)
+			if set == inRanges {
+				end := c.key.end()
+				b, inner = open(b, elementKeyEnd)
+				b = attribute(b, unix.NFTA_DATA_VALUE, end[:c.key.size])
+				shut(b, inner)
+			}
 			if set != inLive && kind == unix.NFT_MSG_NEWSETELEM {
 				var verdict int
 				b, inner = open(b, unix.NFTA_SET_ELEM_DATA)

@@ -41,6 +41,14 @@ var (
 	pairKey = join(source.load(1), destination.load(9))
 	flowKey = join(pairKey, []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 10}}, targetPort.load(11))
 
+	// originalKey is the key of the flow that the packet belongs to, in either direction.
+	originalKey = []expr.Any{
+		&expr.Ct{Key: expr.CtKeySRC, Register: 1},
+		&expr.Ct{Key: expr.CtKeyDST, Register: 9},
+		&expr.Ct{Key: expr.CtKeyPROTOCOL, Register: 10},
+		&expr.Ct{Key: expr.CtKeyPROTODST, Register: 11},
+	}
+
 	flowKeyWithoutPort = join(pairKey, []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 10},
 		&expr.Immediate{Register: 11, Data: []byte{0, 0, 0, 0}},

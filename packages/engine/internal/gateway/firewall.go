@@ -17,6 +17,7 @@ const (
 	setLive     = "live"     // addresses whose identity lives
 	setGrants   = "grants"   // source . destination . protocol . port : accept
 	setPairs    = "pairs"    // source . destination : accept, for grants of any protocol
+	setRanges   = "ranges"   // source . network . protocol . port : accept, for what connectors advertise
 	setDenied   = "denied"   // what was refused, with counters
 	setRefusals = "refusals" // refusals a second, by source
 
@@ -80,6 +81,7 @@ func (f *firewall) addSets(conn *nftables.Conn) error {
 		{Name: setLive, KeyType: nftables.TypeIPAddr, HasTimeout: true},
 		{Name: setGrants, KeyType: flow, Concatenation: true, IsMap: true, DataType: nftables.TypeVerdict, HasTimeout: true},
 		{Name: setPairs, KeyType: pair, Concatenation: true, IsMap: true, DataType: nftables.TypeVerdict, HasTimeout: true},
+		{Name: setRanges, KeyType: flow, Concatenation: true, Interval: true, IsMap: true, DataType: nftables.TypeVerdict, HasTimeout: true},
 		{Name: setDenied, KeyType: flow, Concatenation: true, Dynamic: true, HasTimeout: true, Timeout: deniedTimeout, Size: deniedSize},
 		{Name: setRefusals, KeyType: nftables.TypeIPAddr, Dynamic: true, HasTimeout: true, Timeout: 10 * time.Second, Size: 65535},
 	} {
@@ -127,11 +129,17 @@ func (r *ruleset) add() {
 	r.rule(forward, ctReply, ctState(expr.CtStateBitESTABLISHED), r.isLive(source), r.isLive(destination), accept)
 	// meta l4proto icmp ct state related ip saddr @live ip daddr @live accept
 	r.rule(forward, l4proto(unix.IPPROTO_ICMP), ctState(expr.CtStateBitRELATED), r.isLive(source), r.isLive(destination), accept)
+	// What comes back from a connector's network has a source that is no identity: the flow's grant stands for it.
+	// ct direction reply ct state established ip daddr @live ct original saddr . ct original daddr . ct protocol . ct original proto-dst vmap @ranges
+	r.rule(forward, ctReply, ctState(expr.CtStateBitESTABLISHED), r.isLive(destination), originalKey, r.verdict(setRanges))
+	r.rule(forward, l4proto(unix.IPPROTO_ICMP), ctState(expr.CtStateBitRELATED), r.isLive(destination), originalKey, r.verdict(setRanges))
 	// The original direction is looked up on every packet: a grant's end needs nobody to act.
 	// ip saddr . ip daddr . meta l4proto . th dport vmap @grants
 	r.rule(forward, flowKey, r.verdict(setGrants))
 	// ip saddr . ip daddr vmap @pairs
 	r.rule(forward, pairKey, r.verdict(setPairs))
+	// ip saddr . ip daddr . meta l4proto . th dport vmap @ranges
+	r.rule(forward, flowKey, r.verdict(setRanges))
 	r.rule(forward, goTo(deny))
 
 	r.rule(input, r.in(false), drop)

@@ -20,11 +20,12 @@ type gateway struct {
 	started time.Time
 	device  string
 
-	tunnel   *tunnel
-	firewall *firewall
-	elements *elements
-	events   *events
-	failed   chan struct{}
+	hostRoutes *hostRoutes // nil in a namespace of its own
+	tunnel     *tunnel
+	firewall   *firewall
+	elements   *elements
+	events     *events
+	failed     chan struct{}
 
 	mu       sync.Mutex // one change of the state at a time
 	table    *table
@@ -76,6 +77,11 @@ func start(opts *options, socket *os.File) (_ *gateway, err error) {
 	if err = configureLink(opts); err != nil {
 		return nil, err
 	}
+	if opts.namespace == namespaceHost {
+		if g.hostRoutes, err = newHostRoutes(opts.iface); err != nil {
+			return nil, err
+		}
+	}
 	if g.tunnel, err = newTunnel(dev, bind, private, public); err != nil {
 		return nil, err
 	}
@@ -108,6 +114,7 @@ func (g *gateway) close() {
 	g.expiry.close()
 	g.loops.Wait()
 	g.tunnel.close()
+	g.hostRoutes.close()
 	if err := g.firewall.remove(); err != nil {
 		slog.Warn("the nftables table could not be removed", "error", err.Error())
 	}
@@ -189,6 +196,11 @@ func (g *gateway) carryOut(p *plan) error {
 			return err
 		}
 	}
+	for _, who := range p.put {
+		if err := g.hostRoutes.lead(who.networks); err != nil {
+			return fmt.Errorf("nothing was changed: %w", err)
+		}
+	}
 	if err := g.elements.apply(p.changes); err != nil {
 		g.dirty = true
 		return fmt.Errorf("nothing was changed, and the next change writes everything anew: %w", err)
@@ -198,6 +210,11 @@ func (g *gateway) carryOut(p *plan) error {
 		return fmt.Errorf("the WireGuard device refused the change, and the next one writes everything anew: %w", err)
 	}
 	g.table.commit(p)
+	for _, network := range p.lost {
+		if g.table.byNetwork[network] == nil {
+			g.hostRoutes.drop(network)
+		}
+	}
 	g.remember(p)
 	g.expiry.update(p)
 	g.expiry.compact(g.table.peers)

@@ -37,6 +37,7 @@ type guard struct {
 	handshake uintptr // offset of the last handshake's time in device.Peer
 	mu        sync.RWMutex
 	peers     map[uint32]*device.Peer
+	networks  map[netip.Prefix]*device.Peer
 	woken     time.Time
 }
 
@@ -48,6 +49,7 @@ func newGuard(dev tun.Device) (*guard, error) {
 	return &guard{
 		Device: dev, entered: make(chan struct{}), armed: make(chan struct{}), events: make(chan tun.Event),
 		handshake: field.Offset, peers: map[uint32]*device.Peer{},
+		networks: map[netip.Prefix]*device.Peer{},
 	}, nil
 }
 
@@ -100,6 +102,9 @@ func (g *guard) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		}
 		to := g.peers[binary.BigEndian.Uint32(packet[16:20])]
 		if to == nil {
+			to = g.connector(netip.AddrFrom4([4]byte(packet[16:20])))
+		}
+		if to == nil {
 			sizes[i] = 0
 			continue
 		}
@@ -117,6 +122,16 @@ func (g *guard) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	return n, err
 }
 
+// connector is the peer that serves the network of an address. There are few networks.
+func (g *guard) connector(to netip.Addr) *device.Peer {
+	for network, peer := range g.networks {
+		if network.Contains(to) {
+			return peer
+		}
+	}
+	return nil
+}
+
 // know takes in which peers the device has now.
 func (g *guard) know(dev *device.Device, remove, put []*peer) {
 	g.mu.Lock()
@@ -127,11 +142,17 @@ func (g *guard) know(dev *device.Device, remove, put []*peer) {
 				delete(g.peers, word(address))
 			}
 		}
+		for _, network := range p.networks {
+			delete(g.networks, network)
+		}
 	}
 	for _, p := range put {
 		known := dev.LookupPeer(device.NoisePublicKey(p.key))
 		for _, address := range p.addresses() {
 			g.peers[word(address)] = known
+		}
+		for _, network := range p.networks {
+			g.networks[network] = known
 		}
 	}
 }

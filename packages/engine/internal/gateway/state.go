@@ -1,12 +1,14 @@
 package gateway
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
 	"math"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -49,9 +51,11 @@ type publicKey [32]byte
 
 func (k publicKey) String() string { return base64.StdEncoding.EncodeToString(k[:]) }
 
-// grant is one destination that a peer may open flows to. Protocol 0 is any.
+// grant is one destination that a peer may open flows to. Protocol 0 is any; bits is the length of a network outside
+// the overlay, and 0 for an address inside.
 type grant struct {
 	to       netip.Addr
+	bits     uint8
 	protocol uint8
 	port     uint16
 }
@@ -61,14 +65,24 @@ type peer struct {
 	id       string
 	key      publicKey
 	address  netip.Addr
-	routes   []netip.Addr // further overlay addresses that it serves, sorted
-	deadline instant      // 0 for none
+	routes   []netip.Addr   // further overlay addresses that it serves, sorted
+	networks []netip.Prefix // networks outside the overlay that it serves, sorted
+	deadline instant        // 0 for none
 	grants   map[grant]struct{}
 }
 
 // addresses are all that belong to the peer, its own first.
 func (p *peer) addresses() []netip.Addr {
 	return append([]netip.Addr{p.address}, p.routes...)
+}
+
+// allowedIPs are the peer's addresses and networks, as WireGuard knows them.
+func (p *peer) allowedIPs() []netip.Prefix {
+	all := make([]netip.Prefix, 0, 1+len(p.routes)+len(p.networks))
+	for _, address := range p.addresses() {
+		all = append(all, netip.PrefixFrom(address, address.BitLen()))
+	}
+	return append(all, p.networks...)
 }
 
 // instant is a time on CLOCK_BOOTTIME, in nanoseconds: it neither jumps nor stops while the machine sleeps.
@@ -158,6 +172,12 @@ func (b *peerBody) parse(overlay netip.Prefix, at instant) (*peer, *problem) {
 
 func (b *peerBody) parseRoutes(p *peer, overlay netip.Prefix) *problem {
 	for _, text := range b.Routes {
+		if network, err := parseNetwork(text, overlay); err == nil {
+			p.networks = append(p.networks, network)
+			continue
+		} else if strings.Contains(text, "/") {
+			return invalid("invalid_route", "peer %s: route %v", b.ID, err)
+		}
 		route, err := overlayAddress(text, overlay)
 		if err != nil {
 			return invalid("invalid_route", "peer %s: route %v", b.ID, err)
@@ -169,13 +189,31 @@ func (b *peerBody) parseRoutes(p *peer, overlay netip.Prefix) *problem {
 	}
 	slices.SortFunc(p.routes, netip.Addr.Compare)
 	p.routes = slices.Compact(p.routes)
+	slices.SortFunc(p.networks, comparePrefixes)
+	for i := 1; i < len(p.networks); i++ {
+		if p.networks[i-1].Overlaps(p.networks[i]) {
+			return invalid("invalid_route", "peer %s: the networks %s and %s overlap", b.ID, p.networks[i-1], p.networks[i])
+		}
+	}
 	return nil
 }
 
+func comparePrefixes(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
 func (b *grantBody) parse(overlay netip.Prefix) (grant, error) {
+	var bits uint8
 	to, err := overlayAddress(b.To, overlay)
 	if err != nil {
-		return grant{}, fmt.Errorf("grant to %w", err)
+		network, outside := parseNetwork(b.To, overlay)
+		if outside != nil {
+			return grant{}, fmt.Errorf("grant to %w", err)
+		}
+		to, bits = network.Addr(), uint8(network.Bits())
+		if b.Protocol == "any" {
+			return grant{}, fmt.Errorf("grant to %s: a network is granted by protocol and port, not with protocol any", network)
+		}
 	}
 	switch b.Protocol {
 	case "any":
@@ -191,7 +229,7 @@ func (b *grantBody) parse(overlay netip.Prefix) (grant, error) {
 		if b.Protocol == "udp" {
 			protocol = unix.IPPROTO_UDP
 		}
-		return grant{to: to, protocol: protocol, port: uint16(b.Port)}, nil
+		return grant{to: to, bits: bits, protocol: protocol, port: uint16(b.Port)}, nil
 	}
 	return grant{}, fmt.Errorf("grant to %s: protocol %q is not tcp, udp or any", to, b.Protocol)
 }
@@ -217,14 +255,20 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, last)))
 }
 
+// network is what the grant leads to, where that is outside the overlay.
+func (g grant) network() netip.Prefix { return netip.PrefixFrom(g.to, int(g.bits)) }
+
 // elementOf is the element that lets p's grant pass.
 func (g grant) elementOf(p *peer) elementKey {
 	from, to := p.address.As4(), g.to.As4()
-	k := elementKey{set: inPairs, size: 8}
+	k := elementKey{set: inPairs, size: 8, bits: g.bits}
 	copy(k.key[0:], from[:])
 	copy(k.key[4:], to[:])
 	if g.protocol != 0 {
 		k.set, k.size = inGrants, 16
+		if g.bits != 0 {
+			k.set = inRanges
+		}
 		k.key[8] = g.protocol
 		k.key[12], k.key[13] = byte(g.port>>8), byte(g.port)
 	}

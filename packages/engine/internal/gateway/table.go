@@ -14,7 +14,9 @@ type table struct {
 	byKey     map[publicKey]*peer
 	byAddress map[netip.Addr]*peer              // also by the routes of a peer
 	granting  map[netip.Addr]map[*peer]struct{} // who grants itself a way to this address
-	elements  map[elementKey]instant            // what the kernel has, with deadlines
+	byNetwork map[netip.Prefix]*peer
+	ranging   map[*peer]struct{}     // who grants itself a way to some network
+	elements  map[elementKey]instant // what the kernel has, with deadlines
 }
 
 func newTable() *table {
@@ -23,6 +25,8 @@ func newTable() *table {
 		byKey:     map[publicKey]*peer{},
 		byAddress: map[netip.Addr]*peer{},
 		granting:  map[netip.Addr]map[*peer]struct{}{},
+		byNetwork: map[netip.Prefix]*peer{},
+		ranging:   map[*peer]struct{}{},
 		elements:  map[elementKey]instant{},
 	}
 }
@@ -33,8 +37,10 @@ type plan struct {
 	put      []*peer // into the state; those without any difference are left out
 	deadline map[elementKey]instant
 	changes  []change
-	// gone are addresses that have lost their identity; cut are the grants that no longer pass.
+	// gone are addresses that have lost their identity, lost are networks that have lost their connector; cut are the
+	// grants that no longer pass.
 	gone map[netip.Addr]struct{}
+	lost []netip.Prefix
 	cut  []elementKey
 }
 
@@ -77,7 +83,7 @@ func (t *table) update(upsert map[string]*peer, removed map[string]bool, at inst
 
 func same(a, b *peer) bool {
 	return a.key == b.key && a.address == b.address && a.deadline == b.deadline &&
-		slices.Equal(a.routes, b.routes) && maps.Equal(a.grants, b.grants)
+		slices.Equal(a.routes, b.routes) && slices.Equal(a.networks, b.networks) && maps.Equal(a.grants, b.grants)
 }
 
 // conflict finds keys and addresses that two identities would have at once.
@@ -85,6 +91,12 @@ func (t *table) conflict(p *plan) *problem {
 	leaving := make(map[*peer]bool, len(p.remove))
 	for _, old := range p.remove {
 		leaving[old] = true
+	}
+	networks := map[netip.Prefix]*peer{}
+	for network, staying := range t.byNetwork {
+		if !leaving[staying] {
+			networks[network] = staying
+		}
 	}
 	keys, addresses := make(map[publicKey]*peer, len(p.put)), make(map[netip.Addr]*peer, len(p.put))
 	for _, next := range p.put {
@@ -105,6 +117,16 @@ func (t *table) conflict(p *plan) *problem {
 				return &problem{409, "duplicate_address", "peers " + other.id + " and " + next.id + " have the same address " + address.String()}
 			}
 			addresses[address] = next
+		}
+		for _, network := range next.networks {
+			for known, other := range networks {
+				if known.Overlaps(network) {
+					return &problem{409, "duplicate_address", "peers " + other.id + " and " + next.id + " have the networks " + known.String() + " and " + network.String() + ", which overlap"}
+				}
+			}
+		}
+		for _, network := range next.networks {
+			networks[network] = next
 		}
 	}
 	return nil
@@ -130,15 +152,28 @@ func (t *table) diff(p *plan, at instant) {
 			}
 		}
 	}
+	noteNetworks := func(who *peer) {
+		for _, network := range who.networks {
+			for from := range t.ranging {
+				for g := range from.grants {
+					if g.bits != 0 && within(g.network(), network) {
+						touched[g.elementOf(from)] = struct{}{}
+					}
+				}
+			}
+		}
+	}
 	for _, old := range p.remove {
 		leaving[old] = true
 		note(old)
+		noteNetworks(old)
 	}
 	for _, who := range p.put {
 		for _, address := range who.addresses() {
 			next[address] = who
 		}
 		note(who)
+		noteNetworks(who)
 	}
 	holder := func(address netip.Addr) *peer {
 		if who := next[address]; who != nil {
@@ -149,7 +184,25 @@ func (t *table) diff(p *plan, at instant) {
 		}
 		return nil
 	}
+	server := func(network netip.Prefix) *peer {
+		for _, who := range p.put {
+			if slices.ContainsFunc(who.networks, func(n netip.Prefix) bool { return within(network, n) }) {
+				return who
+			}
+		}
+		for n, who := range t.byNetwork {
+			if !leaving[who] && within(network, n) {
+				return who
+			}
+		}
+		return nil
+	}
 	for _, old := range p.remove {
+		for _, network := range old.networks {
+			if who := server(network); who == nil || who.id != old.id {
+				p.lost = append(p.lost, network)
+			}
+		}
 		for _, address := range old.addresses() {
 			if who := holder(address); who == nil || who.id != old.id {
 				p.gone[address] = struct{}{}
@@ -157,7 +210,7 @@ func (t *table) diff(p *plan, at instant) {
 		}
 	}
 	for key := range touched {
-		deadline, wanted := wants(key, holder)
+		deadline, wanted := wants(key, holder, server)
 		has, there := t.elements[key]
 		switch {
 		case wanted && there && has == deadline:
@@ -179,7 +232,7 @@ func (t *table) diff(p *plan, at instant) {
 }
 
 // wants tells whether an element belongs into the kernel, and until when.
-func wants(key elementKey, holder func(netip.Addr) *peer) (instant, bool) {
+func wants(key elementKey, holder func(netip.Addr) *peer, server func(netip.Prefix) *peer) (instant, bool) {
 	from := holder(netip.AddrFrom4([4]byte(key.key[0:4])))
 	if from == nil {
 		return 0, false
@@ -187,8 +240,8 @@ func wants(key elementKey, holder func(netip.Addr) *peer) (instant, bool) {
 	if key.set == inLive {
 		return from.deadline, true
 	}
-	g := grant{to: netip.AddrFrom4([4]byte(key.key[4:8]))}
-	if key.set == inGrants {
+	g := grant{to: netip.AddrFrom4([4]byte(key.key[4:8])), bits: key.bits}
+	if key.set != inPairs {
 		g.protocol, g.port = key.key[8], uint16(key.key[12])<<8|uint16(key.key[13])
 	}
 	// A route is somewhere to go to; what comes from there has no grants of its own.
@@ -196,6 +249,9 @@ func wants(key elementKey, holder func(netip.Addr) *peer) (instant, bool) {
 		return 0, false
 	}
 	to := holder(g.to)
+	if key.set == inRanges {
+		to = server(g.network())
+	}
 	if to == nil {
 		return 0, false
 	}
@@ -210,6 +266,10 @@ func (t *table) commit(p *plan) {
 		for _, address := range old.addresses() {
 			delete(t.byAddress, address)
 		}
+		for _, network := range old.networks {
+			delete(t.byNetwork, network)
+		}
+		delete(t.ranging, old)
 		for g := range old.grants {
 			delete(t.granting[g.to], old)
 			if len(t.granting[g.to]) == 0 {
@@ -222,11 +282,17 @@ func (t *table) commit(p *plan) {
 		for _, address := range next.addresses() {
 			t.byAddress[address] = next
 		}
+		for _, network := range next.networks {
+			t.byNetwork[network] = next
+		}
 		for g := range next.grants {
 			if t.granting[g.to] == nil {
 				t.granting[g.to] = map[*peer]struct{}{}
 			}
 			t.granting[g.to][next] = struct{}{}
+			if g.bits != 0 {
+				t.ranging[next] = struct{}{}
+			}
 		}
 	}
 	for _, c := range p.changes {

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 )
@@ -30,6 +31,16 @@ func kernelOf(kernel map[elementKey]time.Duration, changes []change) error {
 // wanted works out all elements of a state, from nothing.
 func wanted(peers map[string]*peer) map[elementKey]instant {
 	byAddress := map[netip.Addr]*peer{}
+	server := func(g grant) *peer {
+		for _, p := range peers {
+			for _, network := range p.networks {
+				if within(g.network(), network) {
+					return p
+				}
+			}
+		}
+		return nil
+	}
 	for _, p := range peers {
 		for _, address := range p.addresses() {
 			byAddress[address] = p
@@ -41,7 +52,11 @@ func wanted(peers map[string]*peer) map[elementKey]instant {
 			all[liveElement(address)] = p.deadline
 		}
 		for g := range p.grants {
-			if to := byAddress[g.to]; to != nil {
+			to := byAddress[g.to]
+			if g.bits != 0 {
+				to = server(g)
+			}
+			if to != nil {
 				all[g.elementOf(p)] = earlier(p.deadline, to.deadline)
 			}
 		}
@@ -65,6 +80,9 @@ func TestEveryWayOfChangesLeadsToTheElementsOfTheState(t *testing.T) {
 				if random.IntN(3) == 0 {
 					p.routes = []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 9, byte(random.IntN(3))})}
 				}
+				if random.IntN(4) == 0 {
+					p.networks = []netip.Prefix{netip.MustParsePrefix([]string{"10.0.7.0/24", "10.0.7.0/25", "10.0.8.0/24"}[random.IntN(3)])}
+				}
 				for range random.IntN(4) {
 					g := grant{to: netip.AddrFrom4([4]byte{10, 96, 0, byte(2 + random.IntN(7))})}
 					if random.IntN(3) == 0 {
@@ -72,6 +90,10 @@ func TestEveryWayOfChangesLeadsToTheElementsOfTheState(t *testing.T) {
 					}
 					if random.IntN(2) == 0 {
 						g.protocol, g.port = 6, uint16(80+random.IntN(2))
+						if random.IntN(3) == 0 {
+							network := netip.MustParsePrefix([]string{"10.0.7.0/24", "10.0.7.5/32", "10.0.7.128/25"}[random.IntN(3)])
+							g.to, g.bits = network.Addr(), uint8(network.Bits())
+						}
 					}
 					p.grants[g] = struct{}{}
 				}
@@ -96,15 +118,19 @@ func TestEveryWayOfChangesLeadsToTheElementsOfTheState(t *testing.T) {
 				plan, bad = table.update(upsert, removed, 1)
 			}
 			keys, addresses := map[publicKey]bool{}, map[netip.Addr]bool{}
-			held := 0
+			held, overlap, networks := 0, false, []netip.Prefix{}
 			for _, p := range next {
 				keys[p.key] = true
+				for _, network := range p.networks {
+					overlap = overlap || slices.ContainsFunc(networks, network.Overlaps)
+					networks = append(networks, network)
+				}
 				for _, address := range p.addresses() {
 					addresses[address] = true
 					held++
 				}
 			}
-			if clash := len(keys) < len(next) || len(addresses) < held; clash != (bad != nil) {
+			if clash := overlap || len(keys) < len(next) || len(addresses) < held; clash != (bad != nil) {
 				t.Fatalf("seed %d step %d: clash %v, answer %v", seed, step, clash, bad)
 			}
 			if bad != nil {
@@ -119,7 +145,7 @@ func TestEveryWayOfChangesLeadsToTheElementsOfTheState(t *testing.T) {
 			if !maps.Equal(all, table.elements) {
 				t.Fatalf("seed %d step %d: %v, want %v", seed, step, table.elements, all)
 			}
-			if len(kernel) != len(all) || len(table.peers) != len(want) || len(table.byKey) != len(want) || len(table.byAddress) != held {
+			if len(kernel) != len(all) || len(table.peers) != len(want) || len(table.byKey) != len(want) || len(table.byAddress) != held || len(table.byNetwork) != len(networks) {
 				t.Fatalf("seed %d step %d: sizes differ", seed, step)
 			}
 			for key, deadline := range all {

@@ -87,18 +87,18 @@ func (t *tunnel) configure(remove, put []*peer) error {
 		if old == nil || !old.address.IsValid() {
 			fmt.Fprintf(&b, "public_key=%s\nreplace_allowed_ips=true\n", hex.EncodeToString(p.key[:]))
 			old = &peer{}
-		} else if old.address != p.address || !slices.Equal(old.routes, p.routes) {
+		} else if old.address != p.address || !slices.Equal(old.routes, p.routes) || !slices.Equal(old.networks, p.networks) {
 			fmt.Fprintf(&b, "public_key=%s\n", hex.EncodeToString(p.key[:]))
 		}
-		had, has := old.addresses(), p.addresses()
-		for _, address := range had {
-			if address.IsValid() && !slices.Contains(has, address) {
-				fmt.Fprintf(&b, "allowed_ip=-%s/32\n", address)
+		had, has := old.allowedIPs(), p.allowedIPs()
+		for _, prefix := range had {
+			if prefix.IsValid() && !slices.Contains(has, prefix) {
+				fmt.Fprintf(&b, "allowed_ip=-%s\n", prefix)
 			}
 		}
-		for _, address := range has {
-			if !slices.Contains(had, address) {
-				fmt.Fprintf(&b, "allowed_ip=%s/32\n", address)
+		for _, prefix := range has {
+			if !slices.Contains(had, prefix) {
+				fmt.Fprintf(&b, "allowed_ip=%s\n", prefix)
 			}
 		}
 	}
