@@ -1,0 +1,242 @@
+"""The process that is started in a program's place: enters the namespaces, and is like the program.
+
+It stays outside, where nothing inside sees it: passes signals on, stops and ends as the program
+does, and ends the program when the agent ends.
+"""
+
+import os
+import select
+
+from lattice_sdk.sandbox import descriptors, kernel, wire
+from lattice_sdk.sandbox import spec as specs
+from lattice_sdk.sandbox.first import First
+from lattice_sdk.sandbox.program import Signals, become, environment
+from lattice_sdk.sandbox.trouble import Step, Trouble
+
+
+class Options:
+    """The command line.
+
+    Attributes:
+        spec: path of the spec.
+        arguments: of the program.
+        directory: where it begins; where the launcher does when empty.
+        kept: descriptors besides 0, 1 and 2 that it gets.
+        report: descriptor on which a failure is told; standard error when negative.
+        leash: whether all ends with the thread that started the launcher.
+        unix_sockets: whether the program may make them.
+    """
+
+    def __init__(self, words: list[str]) -> None:
+        self.directory, self.report = "", -1
+        self.kept: set[int] = set()
+        self.leash = self.unix_sockets = False
+        words = list(words)
+        while words and words[0].startswith("--") and words[0] != "--":
+            name = words.pop(0)
+            if name == "--leash":
+                self.leash = True
+            elif name == "--unix-sockets":
+                self.unix_sockets = True
+            elif name == "--cwd":
+                self.directory = words.pop(0)
+            elif name == "--fds":
+                self.kept = {int(word) for word in words.pop(0).split(",")}
+            elif name == "--report":
+                self.report = int(words.pop(0))
+            else:
+                raise Trouble(f"the launcher does not know {name}: it is not for use by hand")
+        if len(words) < 3 or words[1] != "--":
+            raise Trouble("the launcher wants SPEC -- PROGRAM ARGUMENTS…")
+        self.spec, self.arguments = words[0], words[2:]
+
+
+def main(words: list[str]) -> None:
+    """Run a program; does not return."""
+    report = -1
+    _occupy()
+    try:
+        options = Options(words)
+        report = options.report
+        _run(options)
+    except Trouble as trouble:
+        _tell(report, trouble)
+        os._exit(trouble.status)
+
+
+def _occupy() -> None:
+    """Fill the places of standard descriptors that are closed, until the program is executed."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+
+def _run(options: Options) -> None:
+    if options.leash:
+        kernel.die_with_parent()
+    try:
+        spec = specs.read(options.spec)
+    except (OSError, ValueError) as error:
+        raise Trouble(
+            f"the agent of this sandbox has ended, or its spec {options.spec} cannot be read: "
+            f"{getattr(error, 'strerror', None) or error}"
+        ) from None
+    if options.directory:
+        try:
+            os.chdir(options.directory)
+        except OSError as error:
+            raise Trouble(
+                f"the working directory {options.directory}: {error.strerror}",
+                number=error.errno or 0,
+            ) from None
+    if spec.kind == specs.NAMESPACE:
+        Launcher(spec, options).run()
+    if options.report >= 0:
+        os.set_inheritable(options.report, False)
+    signals = Signals()
+    signals.restore()
+    become(options.arguments, environment(spec.variables))
+
+
+class Launcher:
+    """Drives one sandbox from outside."""
+
+    def __init__(self, spec: specs.Spec, options: Options) -> None:
+        self._spec, self._options = spec, options
+        self._first = 0
+        self._status: int | None = None
+        self._failure: Trouble | None = None
+
+    def run(self) -> None:
+        """Start the program and be like it; does not return.
+
+        Raises:
+            Trouble: it cannot be started.
+        """
+        kept = self._options.kept
+        for descriptor in (0, 1, 2, *kept):
+            descriptors.check(descriptor)
+        keeper, lifeline = self._watch()
+        signals = Signals()
+        self._enter()
+        told, telling = os.pipe2(os.O_CLOEXEC)
+        ordered, self._orders = os.pipe2(os.O_CLOEXEC)
+        self._first = os.fork()
+        if self._first == 0:
+            os.close(told)
+            os.close(self._orders)
+            First(
+                self._spec,
+                self._options.arguments,
+                signals,
+                unix_sockets=self._options.unix_sockets,
+                kept=kept,
+                told=telling,
+                orders=ordered,
+            ).run()
+        os.close(telling)
+        os.close(ordered)
+        with Step("dropping all rights"):
+            kernel.drop_privileges()
+            kernel.be_private()
+        self._attend(told, keeper, lifeline)
+        _, ended = os.waitpid(self._first, 0)
+        if self._failure is not None:
+            raise self._failure
+        _be_like(ended if self._status is None else self._status)
+
+    def _watch(self) -> tuple[int, int]:
+        """Descriptors that tell of the ends of the namespaces' keeper and of the agent."""
+        try:
+            lifeline = os.open(self._spec.lifeline, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            if os.read(lifeline, 1) == b"":
+                raise Trouble("the agent of this sandbox has ended")
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise Trouble(f"the agent of this sandbox has ended: {error.strerror}") from None
+        try:
+            return os.pidfd_open(self._spec.keeper), lifeline
+        except OSError as error:
+            raise Trouble(f"the engine of this sandbox has ended: {error.strerror}") from None
+
+    def _enter(self) -> None:
+        found = []
+        paths = zip((self._spec.user, self._spec.net), self._spec.inodes, strict=True)
+        for path, inode in paths:
+            with Step("the agent's namespaces", hint="The engine of this agent has ended"):
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                if os.fstat(descriptor).st_ino != inode:
+                    raise OSError(0, "they are gone")
+                found.append(descriptor)
+        uid = os.getuid()
+        with Step("entering the agent's user namespace", limit="max_user_namespaces"):
+            kernel.setns(found[0], kernel.CLONE_NEWUSER)
+        if os.getuid() != uid:
+            raise Trouble("the sandbox cannot be entered: it is of an agent of another user")
+        with Step("entering the agent's network namespace", limit="max_net_namespaces"):
+            kernel.setns(found[1], kernel.CLONE_NEWNET)
+        with Step("a process namespace of its own", limit="max_pid_namespaces"):
+            kernel.unshare(kernel.CLONE_NEWPID)
+
+    def _attend(self, told: int, keeper: int, lifeline: int) -> None:
+        """Until the first process has ended."""
+        waiting, signals = select.poll(), kernel.signal_descriptor()
+        for descriptor in (told, keeper, lifeline, signals):
+            waiting.register(descriptor, select.POLLIN)
+        while True:
+            ready = {descriptor for descriptor, _ in waiting.poll()}
+            if signals in ready:
+                self._pass_on(kernel.read_signals(signals))
+            for descriptor in ready & {keeper, lifeline}:
+                os.kill(self._first, kernel.SIGKILL)
+                waiting.unregister(descriptor)
+            if told in ready:
+                messages = wire.receive(told)
+                if messages is None:
+                    return
+                for message in messages:
+                    self._hear(*message)
+                kind, value, _, _ = messages[-1]
+                if kind == wire.STOPPED:
+                    kernel.suffer(value)
+
+    def _hear(self, kind: bytes, value: int, number: int, text: str) -> None:
+        if kind == wire.FAILED:
+            self._failure = Trouble(text, value, number)
+        elif kind == wire.ENDED:
+            self._status = value
+        elif kind == wire.STARTED:
+            if self._options.report >= 0:
+                os.close(self._options.report)
+            nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            for descriptor in (0, 1, 2):
+                os.dup2(nothing, descriptor)
+            for descriptor in self._options.kept:
+                os.close(descriptor)
+
+    def _pass_on(self, signals: list[tuple[int, int, int]]) -> None:
+        """What somebody sent; what the terminal sends, the program gets from it as well."""
+        numbers = [number for number, code, _ in signals if code <= 0]
+        try:
+            os.write(self._orders, bytes(numbers))
+        except OSError:
+            return  # it has just ended
+
+
+def _be_like(status: int) -> None:
+    """End as the program ended."""
+    if os.WIFSIGNALED(status):
+        kernel.suffer(os.WTERMSIG(status))
+        os._exit(128 + os.WTERMSIG(status))
+    os._exit(os.WEXITSTATUS(status))
+
+
+def _tell(report: int, trouble: Trouble) -> None:
+    if report >= 0:
+        text = f"{trouble.status} {trouble.number} {trouble}"
+        os.write(report, text.encode(errors="replace"))
+    else:
+        os.write(2, f"lattice: {trouble}\n".encode(errors="replace"))

@@ -1,0 +1,79 @@
+"""What the agent tells the launcher: a file of pairs, each name and value closed by a zero byte.
+
+It is in a directory of the agent (0700, the file 0600) that no sandbox sees. A path may hold any
+character but zero, and the launcher has no time to load a parser.
+"""
+
+import os
+
+VERSION = "1"
+NAMESPACE, PROXY, PLAIN = "namespace", "proxy", "plain"
+
+
+class Spec:
+    """How programs of one agent are run.
+
+    Attributes:
+        kind: ``namespace``; or ``proxy`` and ``plain``, which run the program as it is, with the
+            variables that are set here.
+        user: the user namespace, as path.
+        net: the network namespace, as path.
+        inodes: of both, so that a process that got the keeper's number cannot stand in for it.
+        keeper: process that ends with the engine.
+        lifeline: a FIFO that the agent holds open for as long as its programs may run.
+        view: directory with ``hosts``, ``resolv.conf`` and ``identity.json`` of the sandbox.
+        masked: files and directories that hold secrets, and are empty inside.
+        variables: what is set in the environment.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.user = self.net = self.lifeline = self.view = ""
+        self.inodes = (0, 0)
+        self.keeper = 0
+        self.masked: list[str] = []
+        self.variables: dict[str, str] = {}
+
+    def write(self, path: str) -> None:
+        """Make the file; what was there is replaced as a whole."""
+        pairs = [("version", VERSION), ("kind", self.kind), ("user", self.user)]
+        pairs += [("net", self.net), ("lifeline", self.lifeline), ("view", self.view)]
+        pairs += [("inodes", " ".join(map(str, self.inodes))), ("keeper", str(self.keeper))]
+        pairs += [("mask", each) for each in self.masked]
+        pairs += [("set", f"{name}={value}") for name, value in self.variables.items()]
+        data = b"".join(os.fsencode(text) + b"\0" for pair in pairs for text in pair)
+        descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.replace(f"{path}.new", path)
+
+
+def read(path: str) -> Spec:
+    """Read what :meth:`Spec.write` wrote.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not such a file.
+    """
+    with open(path, "rb", buffering=0) as file:
+        words = [os.fsdecode(word) for word in file.read().split(b"\0")]
+    pairs = list(zip(words[:-1:2], words[1:-1:2], strict=True))
+    if pairs[:1] != [("version", VERSION)]:
+        raise ValueError("it is of another version of lattice-sdk")
+    spec = Spec("")
+    for name, value in pairs[1:]:
+        if name == "mask":
+            spec.masked.append(value)
+        elif name == "set":
+            variable, _, text = value.partition("=")
+            spec.variables[variable] = text
+        elif name == "inodes":
+            user, net = value.split(" ")
+            spec.inodes = int(user), int(net)
+        elif name == "keeper":
+            spec.keeper = int(value)
+        elif name in ("kind", "user", "net", "lifeline", "view"):
+            setattr(spec, name, value)
+        else:
+            raise ValueError(f"{name!r} is unknown")
+    return spec
