@@ -29,7 +29,8 @@ if child == 0:
     os.read(mapped, 1)
     with socket.socket() as any_socket:
         fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", 0x41))
-    print(os.getpid(), flush=True)
+        cookie = any_socket.getsockopt(socket.SOL_SOCKET, 71, 8)
+    print(os.getpid(), int.from_bytes(cookie, sys.byteorder), flush=True)
     sys.stdin.read()
     os._exit(0)
 os.read(made, 1)
@@ -102,12 +103,11 @@ class Sandbox:
             **self._as_user(),
         )
         assert self._holder.stdout is not None
-        keeper = int(self._holder.stdout.readline())
+        keeper, cookie = map(int, self._holder.stdout.readline().split())
         self._lifeline = os.open(self.directory / "lifeline", os.O_RDWR | os.O_CLOEXEC)
         spec = self.spec
         spec.user, spec.net = f"/proc/{keeper}/ns/user", f"/proc/{keeper}/ns/net"
-        spec.inodes = os.stat(spec.user).st_ino, os.stat(spec.net).st_ino
-        spec.keeper, spec.view = keeper, str(view)
+        spec.cookie, spec.keeper, spec.view = cookie, keeper, str(view)
         spec.lifeline = str(self.directory / "lifeline")
         spec.masked = [str(self.directory)]
         spec.variables = {"LATTICE_SANDBOX": "/run/lattice/identity.json"}

@@ -44,6 +44,7 @@ except OSError as error:
 def test_there_are_no_capabilities_and_none_can_be_had(sandbox: Sandbox) -> None:
     names = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
     assert set(status(sandbox, *names).values()) == {"0" * 16}
+    assert attempt(sandbox, "print(hex(libc.prctl(27, 0, 0, 0, 0)))") == "0xef"  # securebits
     assert status(sandbox, "NoNewPrivs", "Seccomp") == {"NoNewPrivs": "1", "Seccomp": "2"}
 
 

@@ -253,17 +253,20 @@ def test_stop_and_continue(sandbox: Sandbox, group: bool) -> None:
             status = waited(pid)
             assert os.WIFSTOPPED(status)
             assert os.WSTOPSIG(status) == signal.SIGTSTP
-            states = {state(each) for each in inner(program.process)}
-            assert "T" in states
+            wait_for("the program's stop", lambda: "T" in map(state, inner(program.process)))
             send(program, signal.SIGCONT, group=group)
             assert os.WIFCONTINUED(waited(pid))
-            wait_for(
-                "the program to go on",
-                lambda: "T" not in {state(each) for each in inner(program.process)},
-            )
+            wait_for("all to go on", lambda: "T" not in map(state, inner(program.process)))
+            wait_for("the launcher to attend", lambda: blocked(pid) >> (signal.SIGTSTP - 1) & 1)
         send(program, signal.SIGTERM, group=False)
         assert os.WTERMSIG(waited(pid)) == signal.SIGTERM
         program.process.returncode = -signal.SIGTERM
+
+
+def blocked(pid: int) -> int:
+    """The signals that a process blocks, as a mask."""
+    fields = dict(line.split(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(fields["SigBlk"], 16)
 
 
 def state(pid: int) -> str:
@@ -280,7 +283,8 @@ def test_program_that_handles_ctrl_z_is_not_stopped_past_it(sandbox: Sandbox) ->
         assert program.line() == "ready"
         send(program, signal.SIGTSTP, group=True)
         assert program.line() == str(int(signal.SIGTSTP))
-        assert state(program.process.pid) == "S"
+        send(program, signal.SIGUSR2, group=False)
+        assert program.line() == str(int(signal.SIGUSR2)), "the launcher was stopped"
 
 
 def test_children_of_the_program_do_not_outlive_it(sandbox: Sandbox) -> None:
@@ -364,12 +368,11 @@ def test_agent_that_has_ended_gets_no_programs(own_sandbox: Sandbox) -> None:
 
 def test_namespace_of_another_process_is_not_entered(own_sandbox: Sandbox) -> None:
     """The keeper's process id may be somebody else's by now."""
-    user, net = own_sandbox.spec.inodes
-    own_sandbox.spec.inodes = user, net + 1
+    own_sandbox.spec.cookie += 1
     own_sandbox.write()
     done = own_sandbox.run("true")
     assert done.returncode == 125
-    assert "they are gone" in done.stderr
+    assert "its namespace is another's now" in done.stderr
 
 
 def test_other_user_does_not_enter(own_sandbox: Sandbox) -> None:

@@ -223,11 +223,23 @@ def test_working_directory_is_kept(sandbox: Sandbox, place: Path) -> None:
     assert sandbox.run("pwd", options=("--cwd", str(place))).stdout.strip() == str(place)
 
 
+@root_only
 def test_working_directory_in_run_is_the_new_run(sandbox: Sandbox) -> None:
-    done = sandbox.run("sh", "-c", "pwd; ls; ls ..", cwd="/run/lock")
-    assert done.stdout.split()[0] == "/run/lock"
-    assert "dbus" not in done.stdout
+    """The one that the program came with would have what is hidden beside it."""
+    machine = "mount -t tmpfs t /run; mkdir /run/lock /run/deep; touch /run/lock/secret; cd /run"
+    done = sandbox.run("sh", "-c", "pwd; ls", machine=f"{machine}/lock")
+    assert (done.stdout, done.stderr) == ("/run/lock\n", "")
+    done = sandbox.run("true", machine=f"{machine}/deep")
+    assert done.returncode == 125
+    assert "the working directory /run/deep is not in the sandbox" in done.stderr
+
+
+@root_only
+def test_second_run_of_the_machine_is_covered(sandbox: Sandbox) -> None:
+    machine = "mount -t tmpfs t /var; mkdir /var/run /var/run/secret"
+    done = sandbox.run("ls", "/var/run", machine=machine)
     assert "lattice" in done.stdout
+    assert "secret" not in done.stdout
 
 
 def test_working_directory_that_has_been_removed(sandbox: Sandbox, place: Path) -> None:

@@ -10,9 +10,7 @@ from lattice_sdk.sandbox.spec import Spec
 from lattice_sdk.sandbox.trouble import NOT_SANDBOXED, Step, Trouble
 from lattice_sdk.sandbox.view import View, enter_directory, working_directory
 
-# Seconds in which a signal that the launcher passes on, and that came to the whole process group,
-# is the same one.
-SAME = 0.25
+PATIENCE = 5.0  # seconds in which the second report of one signal must come to be known as such
 
 
 class First:
@@ -25,7 +23,8 @@ class First:
         unix_sockets: whether the program may make them.
         kept: descriptors for the program.
         told: pipe to the launcher.
-        orders: pipe from it: signals to pass on, one a byte. It ends when the launcher does.
+        orders: pipe from it: signals to pass on. It ends when the launcher does.
+        family: whether the launcher's parent is in the launcher's process group.
     """
 
     def __init__(
@@ -38,12 +37,13 @@ class First:
         kept: set[int],
         told: int,
         orders: int,
+        family: bool,
     ) -> None:
         self._spec, self._arguments, self._signals = spec, arguments, signals
         self._unix_sockets, self._kept = unix_sockets, kept
-        self._told, self._orders = told, orders
-        self._program = 0
-        self._seen: dict[int, float] = {}
+        self._told, self._orders, self._family = told, orders, family
+        self._program = self._stops = 0
+        self._expected: dict[tuple[int, bool], float] = {}
 
     def run(self) -> None:
         """Do all of it; does not return."""
@@ -52,8 +52,13 @@ class First:
             self._start()
         except Trouble as trouble:
             wire.send(self._told, wire.FAILED, trouble.status, trouble.number, str(trouble))
+        except BaseException as error:
+            sentence = f"the sandbox cannot be made, by a defect of lattice: {error!r}"
+            wire.send(self._told, wire.FAILED, NOT_SANDBOXED, 0, sentence)
+        else:
+            self._attend()
+        finally:
             os._exit(NOT_SANDBOXED)
-        self._attend()
 
     def _settle(self) -> None:
         """Become what the program will be in: from here on there is no way back."""
@@ -100,29 +105,48 @@ class First:
         wire.send(self._told, wire.STARTED)
 
     def _attend(self) -> None:
-        waiting, signals = select.poll(), kernel.signal_descriptor()
-        waiting.register(signals, select.POLLIN)
+        waiting, children = select.poll(), kernel.signal_descriptor((kernel.SIGCHLD,))
+        waiting.register(children, select.POLLIN)
         waiting.register(self._orders, select.POLLIN)
         while True:
             self._reap()
             ready = {descriptor for descriptor, _ in waiting.poll()}
-            # Signals first: whether one came to the whole group must be known before an order.
-            for number, code, _ in kernel.read_signals(signals):
-                if code <= 0:
-                    self._seen[number] = time.monotonic()
-            if self._orders in ready:
-                orders = os.read(self._orders, 64)
-                if not orders:
-                    os._exit(NOT_SANDBOXED)
-                for number in orders:
-                    self._pass_on(number)
+            kernel.read_signals(children)
+            self._reap()
+            if self._orders not in ready:
+                continue
+            given = wire.orders(self._orders)
+            if given is None:
+                os._exit(NOT_SANDBOXED)
+            for number, by_parent, stops in given:
+                if not self._has_it(number, by_parent) and not self._is_past(number, stops):
+                    os.kill(self._program, number)
+                wire.send(self._told, wire.OBEYED)
 
-    def _pass_on(self, number: int) -> None:
-        """Give the program a signal that the launcher got, unless it got it itself."""
-        came = self._seen.get(number, 0.0)
-        in_group = os.getpgid(self._program) == os.getpgid(0)
-        if not (in_group and time.monotonic() - came < SAME):
-            os.kill(self._program, number)
+    def _has_it(self, number: int, by_parent: bool) -> bool:
+        """Whether the program got the signal by itself, since it was sent to the whole group.
+
+        This process is in that group, and what comes to it stays pending as a witness. The
+        launcher's parent and the launcher may both report the same signal.
+        """
+        if os.getpgid(self._program) != os.getpgid(0):
+            return False
+        if kernel.take(number):
+            if self._family:
+                self._expected[number, not by_parent] = time.monotonic() + PATIENCE
+            return True
+        return time.monotonic() < self._expected.pop((number, by_parent), 0.0)
+
+    def _is_past(self, number: int, stops: int) -> bool:
+        """Whether what the signal asks for has been overtaken: to stop by going on, or the other.
+
+        The kernel forgets a pending one of these when the other comes, but not an order.
+        """
+        if number in kernel.STOPPING:
+            return kernel.is_pending(kernel.SIGCONT)
+        if number == kernel.SIGCONT:
+            return stops != self._stops % 256 or any(map(kernel.is_pending, kernel.STOPPING))
+        return False
 
     def _reap(self) -> None:
         while True:
@@ -135,6 +159,7 @@ class First:
             if found != self._program:
                 continue
             if os.WIFSTOPPED(status):
+                self._stops += 1
                 wire.send(self._told, wire.STOPPED, os.WSTOPSIG(status))
             elif os.WIFCONTINUED(status):
                 wire.send(self._told, wire.CONTINUED)

@@ -9,7 +9,8 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8  # linux/mount.h
 MS_BIND, MS_MOVE, MS_REC, MS_SLAVE = 4096, 8192, 16384, 1 << 19
 ATTR_READ_ONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 1, 2, 4, 8  # the same, mount_setattr(2)
 SIG_DFL, SIG_IGN = 0, 1
-SIGHUP, SIGKILL, SIGPIPE, SIGCHLD, SIGCONT, SIGSTOP, SIGXFSZ = 1, 9, 13, 17, 18, 19, 25
+SIGKILL, SIGPIPE, SIGCHLD, SIGCONT, SIGXFSZ = 9, 13, 17, 18, 25
+STOPPING = SIGTSTP, SIGTTIN, SIGTTOU = 20, 21, 22
 SIGNALS = range(1, 65)
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 1, 4, 22, 24
@@ -156,11 +157,9 @@ def suffer(number: int) -> None:
     """Let a signal have its usual effect on this process, which has all signals blocked."""
     _libc.signal(number, SIG_DFL)
     os.kill(os.getpid(), number)
-    one = _SignalSet()
-    _libc.sigemptyset(ctypes.byref(one))
-    _libc.sigaddset(ctypes.byref(one), number)
-    _libc.sigprocmask(_SIG_UNBLOCK, ctypes.byref(one), None)
-    _libc.sigprocmask(_SIG_BLOCK, ctypes.byref(one), None)
+    one = ctypes.byref(_signal_set((number,)))
+    _libc.sigprocmask(_SIG_UNBLOCK, one, None)
+    _libc.sigprocmask(_SIG_BLOCK, one, None)
 
 
 def disposition(number: int, new: int) -> int:
@@ -168,11 +167,9 @@ def disposition(number: int, new: int) -> int:
     return _libc.signal(number, new) or 0
 
 
-def signal_descriptor() -> int:
-    """A descriptor from which :func:`read_signals` takes signals that are blocked."""
-    every = _SignalSet()
-    _libc.sigfillset(ctypes.byref(every))
-    descriptor: int = _libc.signalfd(-1, ctypes.byref(every), _SFD_FLAGS)
+def signal_descriptor(numbers: tuple[int, ...] | range = SIGNALS) -> int:
+    """A descriptor from which :func:`read_signals` takes these, which are blocked."""
+    descriptor: int = _libc.signalfd(-1, ctypes.byref(_signal_set(numbers)), _SFD_FLAGS)
     _check(min(descriptor, 0))
     return descriptor
 
@@ -189,3 +186,25 @@ def read_signals(descriptor: int) -> list[tuple[int, int, int]]:
         number, _, code, sender = fields
         found.append((number, code, sender))
     return found
+
+
+def is_pending(number: int) -> bool:
+    """Whether this process has the signal, which is blocked, and has not taken it."""
+    pending = _SignalSet()
+    _libc.sigpending(ctypes.byref(pending))
+    return bool(_libc.sigismember(ctypes.byref(pending), number) == 1)
+
+
+def take(number: int) -> bool:
+    """Take a pending signal; whether there was one."""
+    at_once = (ctypes.c_long * 2)(0, 0)
+    wanted = ctypes.byref(_signal_set((number,)))
+    return bool(_libc.sigtimedwait(wanted, None, ctypes.byref(at_once)) == number)
+
+
+def _signal_set(numbers: tuple[int, ...] | range) -> "ctypes.Array[ctypes.c_ulong]":
+    made = _SignalSet()
+    _libc.sigemptyset(ctypes.byref(made))
+    for number in numbers:
+        _libc.sigaddset(ctypes.byref(made), number)
+    return made

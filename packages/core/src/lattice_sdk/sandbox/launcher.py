@@ -106,8 +106,11 @@ class Launcher:
     def __init__(self, spec: specs.Spec, options: Options) -> None:
         self._spec, self._options = spec, options
         self._first = 0
+        self._parent = os.getppid()
+        self._family = self._parent > 0 and os.getpgid(self._parent) == os.getpgrp()
         self._status: int | None = None
         self._failure: Trouble | None = None
+        self._stops = self._stop = self._unobeyed = 0
 
     def run(self) -> None:
         """Start the program and be like it; does not return.
@@ -135,6 +138,7 @@ class Launcher:
                 kept=kept,
                 told=telling,
                 orders=ordered,
+                family=self._family,
             ).run()
         os.close(telling)
         os.close(ordered)
@@ -163,14 +167,9 @@ class Launcher:
             raise Trouble(f"the engine of this sandbox has ended: {error.strerror}") from None
 
     def _enter(self) -> None:
-        found = []
-        paths = zip((self._spec.user, self._spec.net), self._spec.inodes, strict=True)
-        for path, inode in paths:
-            with Step("the agent's namespaces", hint="The engine of this agent has ended"):
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                if os.fstat(descriptor).st_ino != inode:
-                    raise OSError(0, "they are gone")
-                found.append(descriptor)
+        with Step("the agent's namespaces", hint="The engine of this agent has ended"):
+            paths = (self._spec.user, self._spec.net)
+            found = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
         uid = os.getuid()
         with Step("entering the agent's user namespace", limit="max_user_namespaces"):
             kernel.setns(found[0], kernel.CLONE_NEWUSER)
@@ -178,6 +177,8 @@ class Launcher:
             raise Trouble("the sandbox cannot be entered: it is of an agent of another user")
         with Step("entering the agent's network namespace", limit="max_net_namespaces"):
             kernel.setns(found[1], kernel.CLONE_NEWNET)
+            if self._spec.cookie not in (0, descriptors.network_cookie()):
+                raise Trouble("the agent of this sandbox has ended: its namespace is another's now")
         with Step("a process namespace of its own", limit="max_pid_namespaces"):
             kernel.unshare(kernel.CLONE_NEWPID)
 
@@ -199,15 +200,22 @@ class Launcher:
                     return
                 for message in messages:
                     self._hear(*message)
-                kind, value, _, _ = messages[-1]
-                if kind == wire.STOPPED:
-                    kernel.suffer(value)
+                if self._stop and not self._unobeyed:
+                    number, self._stop = self._stop, 0
+                    kernel.suffer(number)
 
     def _hear(self, kind: bytes, value: int, number: int, text: str) -> None:
         if kind == wire.FAILED:
             self._failure = Trouble(text, value, number)
         elif kind == wire.ENDED:
-            self._status = value
+            self._status, self._stop = value, 0
+        elif kind == wire.STOPPED:
+            # Not before all orders are obeyed: this process could not be told to go on first.
+            self._stops, self._stop = self._stops + 1, value
+        elif kind == wire.CONTINUED:
+            self._stop = 0
+        elif kind == wire.OBEYED:
+            self._unobeyed -= 1
         elif kind == wire.STARTED:
             if self._options.report >= 0:
                 os.close(self._options.report)
@@ -219,11 +227,12 @@ class Launcher:
 
     def _pass_on(self, signals: list[tuple[int, int, int]]) -> None:
         """What somebody sent; what the terminal sends, the program gets from it as well."""
-        numbers = [number for number, code, _ in signals if code <= 0]
-        try:
-            os.write(self._orders, bytes(numbers))
-        except OSError:
-            return  # it has just ended
+        for number, code, sender in signals:
+            if code <= 0:
+                by_parent = sender == self._parent
+                self._unobeyed += wire.order(
+                    self._orders, number, by_parent=by_parent, stops=self._stops
+                )
 
 
 def _be_like(status: int) -> None:

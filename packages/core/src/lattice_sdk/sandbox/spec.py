@@ -18,7 +18,8 @@ class Spec:
             variables that are set here.
         user: the user namespace, as path.
         net: the network namespace, as path.
-        inodes: of both, so that a process that got the keeper's number cannot stand in for it.
+        cookie: of the network namespace, never given twice, other than the process id in its path;
+            0 where the kernel has none.
         keeper: process that ends with the engine.
         lifeline: a FIFO that the agent holds open for as long as its programs may run.
         view: directory with ``hosts``, ``resolv.conf`` and ``identity.json`` of the sandbox.
@@ -29,8 +30,7 @@ class Spec:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.user = self.net = self.lifeline = self.view = ""
-        self.inodes = (0, 0)
-        self.keeper = 0
+        self.cookie = self.keeper = 0
         self.masked: list[str] = []
         self.variables: dict[str, str] = {}
 
@@ -38,7 +38,7 @@ class Spec:
         """Make the file; what was there is replaced as a whole."""
         pairs = [("version", VERSION), ("kind", self.kind), ("user", self.user)]
         pairs += [("net", self.net), ("lifeline", self.lifeline), ("view", self.view)]
-        pairs += [("inodes", " ".join(map(str, self.inodes))), ("keeper", str(self.keeper))]
+        pairs += [("cookie", str(self.cookie)), ("keeper", str(self.keeper))]
         pairs += [("mask", each) for each in self.masked]
         pairs += [("set", f"{name}={value}") for name, value in self.variables.items()]
         data = b"".join(os.fsencode(text) + b"\0" for pair in pairs for text in pair)
@@ -67,11 +67,8 @@ def read(path: str) -> Spec:
         elif name == "set":
             variable, _, text = value.partition("=")
             spec.variables[variable] = text
-        elif name == "inodes":
-            user, net = value.split(" ")
-            spec.inodes = int(user), int(net)
-        elif name == "keeper":
-            spec.keeper = int(value)
+        elif name in ("cookie", "keeper"):
+            setattr(spec, name, int(value))
         elif name in ("kind", "user", "net", "lifeline", "view"):
             setattr(spec, name, value)
         else:

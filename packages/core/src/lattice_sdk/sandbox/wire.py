@@ -2,8 +2,9 @@
 
 import os
 
-STARTED, STOPPED, CONTINUED, ENDED, FAILED = b"s", b"t", b"c", b"e", b"f"
+STARTED, STOPPED, CONTINUED, ENDED, FAILED, OBEYED = b"s", b"t", b"c", b"e", b"f", b"o"
 _HEAD = 1 + 4 + 4 + 4
+_ORDER = 3
 
 
 def send(pipe: int, kind: bytes, value: int = 0, number: int = 0, text: str = "") -> None:
@@ -12,7 +13,7 @@ def send(pipe: int, kind: bytes, value: int = 0, number: int = 0, text: str = ""
     Args:
         pipe: to the launcher.
         kind: ``STARTED``; ``STOPPED`` by the signal ``value``; ``CONTINUED``; ``ENDED`` with the
-            wait status ``value``; ``FAILED`` with the exit status ``value``.
+            wait status ``value``; ``FAILED`` with the exit status ``value``; ``OBEYED`` an order.
         value: see there.
         number: the system's error number of a failure.
         text: the sentence of a failure.
@@ -39,3 +40,31 @@ def receive(pipe: int) -> list[tuple[bytes, int, int, str]] | None:
         found.append((data[:1], value, number, text))
         data = data[_HEAD + length :]
     return found
+
+
+def order(pipe: int, number: int, *, by_parent: bool, stops: int) -> bool:
+    """Have a signal passed on to the program.
+
+    Args:
+        pipe: to the first process.
+        number: the signal.
+        by_parent: whether the launcher's parent sent it, and not somebody else.
+        stops: how many stops of the program had been told when it came.
+
+    Returns:
+        Whether there is somebody to obey.
+    """
+    try:
+        os.write(pipe, bytes((number, by_parent, stops % 256)))
+    except OSError:
+        return False
+    return True
+
+
+def orders(pipe: int) -> list[tuple[int, bool, int]] | None:
+    """The orders that came since; ``None`` when the launcher has ended."""
+    data = os.read(pipe, 4096 * _ORDER)
+    if not data:
+        return None
+    words = range(0, len(data), _ORDER)
+    return [(data[at], bool(data[at + 1]), data[at + 2]) for at in words]
