@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+
+	"lattice.dev/engine/internal/link"
 )
 
 // shortestNetwork is the widest network that a connector may advertise: nobody routes the Internet through here.
@@ -128,5 +130,5 @@ func (h *hostRoutes) close() {
 }
 
 func (h *hostRoutes) route(network netip.Prefix) *netlink.Route {
-	return &netlink.Route{LinkIndex: h.link.Attrs().Index, Dst: ipNet(network), Table: h.table, Scope: netlink.SCOPE_LINK}
+	return &netlink.Route{LinkIndex: h.link.Attrs().Index, Dst: link.IPNet(network), Table: h.table, Scope: netlink.SCOPE_LINK}
 }

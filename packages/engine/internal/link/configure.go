@@ -19,18 +19,18 @@ func DisableIPv6(name string) {
 
 // SetAddress gives the interface an address with its prefix.
 func SetAddress(link netlink.Link, address netip.Prefix) error {
-	return netlink.AddrReplace(link, &netlink.Addr{IPNet: ipNet(address)})
+	return netlink.AddrReplace(link, &netlink.Addr{IPNet: IPNet(address)})
 }
 
 // Route sends what is for the prefix into the interface.
 func Route(link netlink.Link, to netip.Prefix) error {
-	return netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(to), Scope: netlink.SCOPE_LINK})
+	return netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: IPNet(to), Scope: netlink.SCOPE_LINK})
 }
 
 // RouteAfter does the same and leaves a route to the same prefix that is there already before this one.
 func RouteAfter(link netlink.Link, to netip.Prefix) error {
 	index := link.Attrs().Index
-	route := &netlink.Route{LinkIndex: index, Dst: ipNet(to), Scope: netlink.SCOPE_LINK}
+	route := &netlink.Route{LinkIndex: index, Dst: IPNet(to), Scope: netlink.SCOPE_LINK}
 	err := netlink.RouteAdd(route)
 	if errors.Is(err, unix.EEXIST) {
 		route.Priority = index // no two interfaces have the same
@@ -42,6 +42,7 @@ func RouteAfter(link netlink.Link, to netip.Prefix) error {
 // Everything is the prefix of the default route.
 var Everything = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 
-func ipNet(p netip.Prefix) *net.IPNet {
+// IPNet is a prefix as netlink takes it.
+func IPNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
