@@ -27,7 +27,7 @@ test: environments ## every Python and Go test
 	$(BIN)/pytest
 	@for extra in $(AUTOGEN); do \
 		echo "AutoGen, $$extra:"; \
-		.venvs/autogen-$$extra/bin/pytest packages/autogen/tests/test_autogen_$${extra%%-*}.py \
+		.venvs/autogen-$$extra/bin/pytest packages/autogen/tests/test_autogen_$${extra%%-*}*.py \
 			$$(ls tests/*/test_autogen_$${extra}*.py 2>/dev/null) || exit 1; \
 	done
 

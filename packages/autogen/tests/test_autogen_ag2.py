@@ -17,6 +17,7 @@ from ag2.tools import LocalEnvironment, SandboxCodeTool, SandboxShellTool, Skill
 from lattice_autogen import LatticePlugin, current_agent
 from lattice_sdk import IdentityClosed, LatticeAgent, LatticeError
 from lattice_sdk.testing import World
+from support.programs import REACH
 from support.waiting import wait_for
 
 pytestmark = pytest.mark.anyio
@@ -213,18 +214,6 @@ async def test_subtasks_run_under_the_identity_of_their_agent(lattice_world: Wor
 
 
 # Code.
-
-REACH = """
-import json, os, urllib.request
-from urllib.error import HTTPError
-answer = json.load(urllib.request.urlopen("http://github-tools.lattice/", timeout=20))
-try:
-    urllib.request.urlopen("http://{denied}/", timeout=20)
-    denied = "reached"
-except HTTPError as error:
-    denied = error.code
-print(json.dumps([answer["client"], denied, dict(os.environ)]))
-"""
 
 
 def tool_and_call(kind: str, code: str, path: Path) -> tuple[Any, ToolCallEvent]:

@@ -7,38 +7,27 @@ import copy
 import gc
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from autogen_agentchat.agents import AssistantAgent, BaseChatAgent, CodeExecutorAgent
-from autogen_agentchat.base import Response, TaskResult
+from autogen_agentchat.agents import AssistantAgent, BaseChatAgent
+from autogen_agentchat.base import Response
 from autogen_agentchat.messages import BaseChatMessage, TextMessage
 from autogen_agentchat.teams import RoundRobinGroupChat
-from autogen_core import CancellationToken, FunctionCall
-from autogen_core.code_executor import CodeBlock, with_requirements
-from autogen_core.models import CreateResult, RequestUsage
+from autogen_core import CancellationToken
 from autogen_core.tools import FunctionTool, StaticWorkbench
-from autogen_ext.code_executors.local import LocalCommandLineCodeExecutor
-from autogen_ext.models.replay import ReplayChatCompletionClient
-from autogen_ext.tools.code_execution import PythonCodeExecutionTool
 
 from lattice_autogen import (
     LatticeChatAgent,
-    LatticeCommandLineCodeExecutor,
     LatticeMixin,
     current_agent,
 )
-from lattice_sdk import ConfigurationError, IdentityClosed, LatticeError
+from lattice_sdk import IdentityClosed, LatticeError
 from lattice_sdk.testing import World
+from support.agentchat import calls, model, said
 from support.waiting import wait_for
 
-pytestmark = [
-    pytest.mark.anyio,
-    # AutoGen's about code that runs on this machine, which is the point here.
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = pytest.mark.anyio
 
 
 class Teller:
@@ -82,14 +71,6 @@ class Team(LatticeMixin, RoundRobinGroupChat):
 
 class Assistant(LatticeMixin, AssistantAgent):
     pass
-
-
-class Coder(LatticeMixin, CodeExecutorAgent):
-    pass
-
-
-def said(result: TaskResult) -> list[str]:
-    return [message.to_text() for message in result.messages if message.source != "user"]
 
 
 # Agents.
@@ -193,25 +174,6 @@ def peer_id() -> str:
     return current_agent().peer_id
 
 
-def calls(name: str, **arguments: Any) -> CreateResult:
-    call = FunctionCall(id="1", name=name, arguments=json.dumps(arguments))
-    usage = RequestUsage(prompt_tokens=0, completion_tokens=0)
-    return CreateResult(finish_reason="function_calls", content=[call], usage=usage, cached=False)
-
-
-MODEL_INFO: Any = {
-    "vision": False,
-    "function_calling": True,
-    "json_output": False,
-    "family": "unknown",
-    "structured_output": False,
-}
-
-
-def model(*answers: Any) -> ReplayChatCompletionClient:
-    return ReplayChatCompletionClient(list(answers), model_info=MODEL_INFO)
-
-
 async def peer_id_async() -> str:
     """Tell the identity."""
     return current_agent().peer_id
@@ -307,145 +269,3 @@ async def test_forgotten_team_is_given_back(lattice_world: World) -> None:
     del team
     gc.collect()
     await asyncio.to_thread(wait_for, "it to be gone", lambda: not lattice_world.knows(peer))
-
-
-# Code.
-
-REACH = """
-import json, os, urllib.request
-from urllib.error import HTTPError
-answer = json.load(urllib.request.urlopen("http://github-tools.lattice/", timeout=20))
-try:
-    urllib.request.urlopen("http://{denied}/", timeout=20)
-    denied = "reached"
-except HTTPError as error:
-    denied = error.code
-print(json.dumps([answer["client"], denied, dict(os.environ)]))
-"""
-
-
-async def runs_code(coder: BaseChatAgent, code: str, language: str = "python") -> str:
-    """What the agent answers to a message with code."""
-    return said(await coder.run(task=f"```{language}\n{code}\n```"))[-1]
-
-
-def key() -> str:
-    import os
-
-    return os.environ.get("OPENAI_API_KEY", "none")
-
-
-EXECUTORS: dict[str, Callable[[Path], LocalCommandLineCodeExecutor]] = {
-    "local": lambda path: LocalCommandLineCodeExecutor(work_dir=path),
-    "ours": lambda path: LatticeCommandLineCodeExecutor(work_dir=path),
-    "functions": lambda path: LocalCommandLineCodeExecutor(work_dir=path, functions=[key]),
-}
-
-
-@pytest.mark.parametrize("kind", EXECUTORS)
-async def test_code_has_the_agents_network_and_nothing_of_the_hosts(
-    lattice_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    monkeypatch.setenv("LATTICE_TOKEN", lattice_world.token)
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-hosts")
-    monkeypatch.setenv("HTTP_PROXY", "http://hosts-proxy:3128")
-    executor = EXECUTORS[kind](tmp_path)
-    async with Coder("coder", executor, **lattice_world.settings()) as coder:
-        reply = await runs_code(coder, REACH.format(denied=lattice_world.addresses["payroll"]))
-        client, denied, environment = json.loads(reply)
-        assert client == coder.lattice_agent.overlay_ip
-        assert denied == 403
-        assert lattice_world.token not in environment.values()
-        assert "OPENAI_API_KEY" not in environment
-        assert environment["HTTP_PROXY"] == coder.lattice_agent.proxy_env()["HTTP_PROXY"]
-        if kind == "functions":
-            code = "from functions import key\nprint(key())"
-            assert (await runs_code(coder, code)).strip() == "none"
-
-
-async def test_packages_for_functions_are_installed_with_the_agents_network(
-    lattice_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-hosts")
-    python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\nenv > {tmp_path}/seen\nexit 1\n")
-    python.chmod(0o700)
-    venv = SimpleNamespace(env_exe=str(python), bin_path=str(tmp_path))
-    functions = [with_requirements(["a-package"])(key)]
-    executor = LocalCommandLineCodeExecutor(
-        work_dir=tmp_path, functions=functions, virtual_env_context=venv
-    )
-    async with Coder("coder", executor, **lattice_world.settings()) as coder:
-        with pytest.raises(ValueError, match="Pip install failed"):
-            await runs_code(coder, "print(1)")
-        seen = (tmp_path / "seen").read_text()
-        assert f"HTTPS_PROXY={coder.lattice_agent.proxy_env()['HTTPS_PROXY']}\n" in seen
-        assert "sk-hosts" not in seen
-
-
-@pytest.mark.parametrize(
-    ("code", "language"),
-    [
-        ("print(6 * 7)", "python"),
-        ("import sys; sys.exit(3)", "python"),
-        ("echo one; echo two >&2; pwd", "sh"),
-        ("# filename: named.py\nprint(__file__)", "python"),
-    ],
-)
-async def test_code_gives_what_it_gives_without_identity(
-    lattice_world: World, tmp_path: Path, code: str, language: str
-) -> None:
-    executor = LocalCommandLineCodeExecutor(work_dir=tmp_path)
-    bare = CodeExecutorAgent("coder", executor)
-    async with Coder("coder", executor, **lattice_world.settings()) as coder:
-        assert await runs_code(coder, code, language) == await runs_code(bare, code, language)
-    assert type(executor) is LocalCommandLineCodeExecutor
-
-
-async def test_time_limit_of_code_holds(lattice_world: World, tmp_path: Path) -> None:
-    executor = LocalCommandLineCodeExecutor(work_dir=tmp_path, timeout=1)
-    async with Coder("coder", executor, **lattice_world.settings()) as coder:
-        assert "exit code: 124" in await runs_code(coder, "import time; time.sleep(60)")
-
-
-async def test_tool_that_executes_code_has_the_agents_network(
-    lattice_world: World, tmp_path: Path
-) -> None:
-    tool = PythonCodeExecutionTool(LatticeCommandLineCodeExecutor(work_dir=tmp_path))
-    code = "import os; print(os.environ['HTTP_PROXY'])"
-    client, settings = model(calls(tool.name, code=code)), lattice_world.settings()
-    async with Assistant("coder", client, tools=[tool], **settings) as coder:
-        told = said(await coder.run(task="go on"))[-1]
-        assert coder.lattice_agent.proxy_env()["HTTP_PROXY"] in told
-
-
-async def test_tool_that_would_execute_code_with_the_hosts_network_is_refused(
-    lattice_world: World, tmp_path: Path
-) -> None:
-    tool = PythonCodeExecutionTool(LocalCommandLineCodeExecutor(work_dir=tmp_path))
-    with pytest.raises(ConfigurationError, match="LatticeCommandLineCodeExecutor"):
-        Assistant("coder", model("x"), tools=[tool], **lattice_world.settings())
-
-
-async def test_variables_are_given_to_code_on_purpose(lattice_world: World, tmp_path: Path) -> None:
-    executor = LatticeCommandLineCodeExecutor(work_dir=tmp_path, environment={"MY_TOKEN": "mine"})
-    async with Coder("coder", executor, **lattice_world.settings()) as coder:
-        code = "import os; print(os.environ['MY_TOKEN'])"
-        assert (await runs_code(coder, code)).strip() == "mine"
-
-
-async def test_code_is_not_run_where_no_agent_runs_it(tmp_path: Path) -> None:
-    executor = LatticeCommandLineCodeExecutor(work_dir=tmp_path)
-    block = CodeBlock(code=f"open({str(tmp_path / 'ran')!r}, 'w')", language="python")
-    with pytest.raises(IdentityClosed):
-        await executor.execute_code_blocks([block], CancellationToken())
-    assert not (tmp_path / "ran").exists()
-
-
-class Elsewhere(LocalCommandLineCodeExecutor):
-    """An executor that may start programs by any means."""
-
-
-async def test_code_of_other_executors_is_refused(lattice_world: World, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="Elsewhere"):
-        Coder("coder", Elsewhere(work_dir=tmp_path), **lattice_world.settings())
