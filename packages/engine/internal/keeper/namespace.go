@@ -260,7 +260,7 @@ func (n *namespace) close() {
 		if iface, err := netlink.LinkByName(n.spec.Interface); err == nil {
 			_ = netlink.LinkDel(iface)
 		}
-		endConnections()
+		link.EndConnections(n.spec.Addresses)
 		return nil
 	})
 	close(n.quit)

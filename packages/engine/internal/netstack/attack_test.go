@@ -130,6 +130,20 @@ func TestFromInsideNeitherKeeperNorEngineIsTouched(t *testing.T) {
 		keeper := fmt.Sprintf("/proc/%v/", p.namespace()["pid"])
 		engine := fmt.Sprintf("/proc/%d/", p.engine.command.Process.Pid)
 		thread := p.namespace()["net"].(string)
+		status, err := os.ReadFile(keeper + "status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		// CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_RAW: root in the user namespace could read every file of root's.
+		for _, set := range []string{"CapPrm", "CapEff"} {
+			if !strings.Contains(string(status), set+":\t0000000000203000\n") {
+				t.Errorf("the keeper has more than it needs, or less: %s", status)
+			}
+		}
+		// Of a process that can be dumped they would be its user's.
+		if info, err := os.Stat(keeper + "mem"); err != nil || info.Sys().(*syscall.Stat_t).Uid != 0 {
+			t.Error("the keeper can be dumped", err)
+		}
 		// What the owner of the user namespace can do, and a program inside cannot: the attempt is a good one.
 		for _, attempt := range [][]string{
 			{"open", thread}, {"open", keeper + "ns/user"}, {"open", keeper + "ns/net"}, {"read", engine + "environ"}, {"list", engine + "fd"},

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/tun"
 
@@ -43,8 +44,12 @@ func (s *service) openInterface(read *settings) (network, networkView, error) {
 		return fail(err)
 	}
 	view := networkView{Kind: kindInterface, Device: made.kind, Why: made.why, Interface: &read.network.Interface, Sockets: &path}
+	end := func() {
+		sockets.close()
+		link.EndConnections(read.addresses)
+	}
 	start := func() (wg.Device, error) { return made.device, nil }
-	return &kernelNetwork{start: start, socket: open, shared: true, end: sockets.close}, view, nil
+	return &kernelNetwork{start: start, socket: open, shared: true, end: end}, view, nil
 }
 
 // madeDevice is a WireGuard device with its interface, and why it is not a better one.
@@ -152,6 +157,7 @@ func configure(read *settings) error {
 		return err
 	}
 	link.DisableIPv6(name)
+	_ = netlink.LinkSetIP6AddrGenMode(iface, nl.IN6_ADDR_GEN_MODE_NONE) // also where /proc/sys may not be written
 	// Answers come in where another agent's route leads out: loose reverse path filtering (RFC 3704 §2.4).
 	_ = os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/rp_filter", []byte("2"), 0)
 	if err := netlink.LinkSetMTU(iface, read.mtu); err != nil {

@@ -1,8 +1,10 @@
 package netstack
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -11,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -134,8 +137,18 @@ func TestAnInterfaceHasTheAddressAndTheConfigurationsRoutesAlone(t *testing.T) {
 		if body, _ := io.ReadAll(answered.Body); !strings.HasPrefix(string(body), agentIP+":") {
 			t.Errorf("%s", body)
 		}
+		w.echoTCP(t, 81)
+		connection, err := net.Dial("tcp", gatewayIP+":81")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer connection.Close()
 		if status, answer := w.call(t, "DELETE", "/v1/tunnels/p1", nil); status != http.StatusNoContent {
 			t.Fatal(status, answer)
+		}
+		_ = connection.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if _, err := connection.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) {
+			t.Error("a program's connection goes on: ", err)
 		}
 		if after := links(t); !slices.Equal(after, before) {
 			t.Errorf("%v", after)
@@ -153,7 +166,11 @@ func TestTwoInterfacesInOneNamespaceAreTwoIdentities(t *testing.T) {
 			w.spec["network"] = map[string]any{"kind": kindInterface, "device": one.spec["network"].(map[string]any)["device"], "interface": fmt.Sprintf("lattice%d", i)}
 			w.serveHTTP(t, 80, func(rw http.ResponseWriter, r *http.Request) { _, _ = fmt.Fprintf(rw, "%d %s", i, r.RemoteAddr) })
 		}
-		for i, address := range []string{one.put(t), two.put(t)} {
+		addresses := []string{one.put(t), two.put(t)}
+		if all := routeTable(t); !slices.Contains(all, "10.96.0.0/16 lattice0") || !slices.Contains(all, "10.96.0.0/16 lattice1") {
+			t.Error(all)
+		}
+		for i, address := range addresses {
 			answer, err := throughProxy(address, "agent:s3cret").Get("http://tools.lattice/")
 			if err != nil {
 				t.Fatal(err)

@@ -35,7 +35,8 @@ type Tunnel struct {
 
 	mu       sync.Mutex
 	down     bool
-	state    string // what the tunnel is
+	state    string        // what the tunnel is
+	closed   chan struct{} // once all of it is down
 	hosts    map[string]netip.Addr
 	policy   *Policy
 	revoke   *Revoke
@@ -71,7 +72,7 @@ func (s *service) openTunnel(id string, spec *Spec) (*Tunnel, error) {
 	}
 	t := &Tunnel{
 		ID: id, spec: read, net: reached, view: view, hosts: read.hosts, policy: spec.Policy, revoke: spec.Revoke,
-		peer: read.peer, state: stateUp, open: map[io.Closer]struct{}{}, forwards: map[string]*forward{},
+		peer: read.peer, state: stateUp, closed: make(chan struct{}), open: map[io.Closer]struct{}{}, forwards: map[string]*forward{},
 	}
 	t.ctx, t.end = context.WithCancel(context.Background())
 	if stack, ok := reached.(*overlay); ok && spec.Router {
@@ -132,7 +133,8 @@ func (t *Tunnel) expireIn(life time.Duration) {
 	t.deadline = mine
 }
 
-// close takes the tunnel down with every connection, listener and packet of it. It may be called again.
+// close takes the tunnel down with every connection, listener and packet of it. It may be called again, and returns
+// when the tunnel is down.
 func (t *Tunnel) close() { t.closeAs(stateExpired) }
 
 // closeAs tells whether the tunnel was up until now.
@@ -140,8 +142,10 @@ func (t *Tunnel) closeAs(state string) bool {
 	t.mu.Lock()
 	if t.down {
 		t.mu.Unlock()
+		<-t.closed
 		return false
 	}
+	defer close(t.closed)
 	t.down, t.state = true, state
 	if t.deadline != nil {
 		t.deadline.stop()
