@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -49,6 +50,12 @@ def echo(messages: list[dict[str, Any]]) -> list[Block]:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: ScriptedModel
+
+    def do_GET(self) -> None:
+        # Settings of an organization, for which the command asks where it thinks the host real.
+        self.send_response(404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
@@ -115,12 +122,18 @@ class ScriptedModel(ThreadingHTTPServer):
         requests: the bodies that came.
         target: ``HOST:PORT`` for a connector to forward to.
         url: for a claude command that needs no tunnel.
+
+    Args:
+        script: the first one.
+        tls: to speak TLS with.
     """
 
     daemon_threads = True
 
-    def __init__(self, *script: Turn) -> None:
+    def __init__(self, *script: Turn, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_side=True)
         self.script: Sequence[Turn] = script
         self.requests: list[dict[str, Any]] = []
         self.numbers = itertools.count()

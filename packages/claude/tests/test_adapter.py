@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import os
-import shutil
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ from claude_agent_sdk import (
     query,
     tool,
 )
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from lattice_claude import claude_options, current_agent, lattice_claude_client, lattice_query
 from lattice_sdk import ConfigurationError, IdentityClosed, LatticeAgent
@@ -38,10 +44,6 @@ Options = Any
 pytestmark = pytest.mark.anyio
 GRANTED = "http://github-tools.lattice/"
 FETCH = "curl --silent --show-error --max-time 10 '{url}'"
-if shutil.which("curl") is None:
-    FETCH = (
-        f"{sys.executable} -c \"import urllib.request as u; print(u.urlopen('{{url}}').read())\""
-    )
 # A server of the Model Context Protocol with one tool, over its standard streams.
 MCP_SERVER = """
 import json, os, sys, urllib.request
@@ -98,6 +100,41 @@ async def test_bash_reaches_what_is_granted_from_the_agents_address_and_nothing_
     assert json.loads(granted) == {"service": "github-tools", "client": agent.overlay_ip}
     assert "sandboxed" in ungranted
     assert "payroll" not in ungranted
+
+
+async def test_the_models_real_name_leads_to_its_connector_and_tls_is_end_to_end(
+    lattice_world: World, options: Options, tmp_path: Path
+) -> None:
+    name = "api.anthropic.com"
+    authority, tls = certified(name, tmp_path)
+    with (
+        ScriptedModel([say("privately")], tls=tls) as model,
+        lattice_world.service("claude-api", model.target, port=443, hostname=name),
+    ):
+        given = options(url=f"https://{name}", env={"NODE_EXTRA_CA_CERTS": str(authority)})
+        async with lattice_claude_client(given, **lattice_world.settings()) as client:
+            assert await ask(client) == "privately"
+
+
+def certified(name: str, directory: Path) -> tuple[Path, ssl.SSLContext]:
+    """A certificate that is its own authority, and a context that has it and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    who = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(who, who, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    chain, private = directory / "chain.pem", directory / "key.pem"
+    chain.write_bytes(certificate.public_bytes(Encoding.PEM))
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain, private)
+    return chain, context
 
 
 async def test_mcp_servers_that_the_command_starts_have_the_agents_network(

@@ -57,20 +57,24 @@ class World:
         }
 
     @contextmanager
-    def service(self, name: str, target: str) -> Iterator[str]:
+    def service(
+        self, name: str, target: str, *, port: int = 80, hostname: str | None = None
+    ) -> Iterator[str]:
         """A further service that is designated to the workspace, for the length of a block.
-
-        Agents that enroll meanwhile reach port 80 of ``NAME.lattice``.
 
         Args:
             name: what to call it.
             target: ``HOST:PORT`` where it really listens.
+            port: where agents reach it that enroll meanwhile.
+            hostname: by which name they do, ``NAME.lattice`` when left out.
 
         Yields:
             Its overlay address.
         """
-        arguments = ["--workspace", self.workspace]
-        with _connector(self.server, self.admin_token, name, target, arguments) as address:
+        arguments = ["--workspace", self.workspace, "--hostname", hostname or f"{name}.lattice"]
+        with _connector(
+            self.server, self.admin_token, name, target, arguments, port=port
+        ) as address:
             yield address
 
     def request(self, method: str, path: str, body: Any = None) -> Any:
@@ -139,12 +143,12 @@ def start_world(directory: Path) -> Iterator[World]:
 
 @contextmanager
 def _connector(
-    server: str, admin_token: str, name: str, target: str, arguments: list[str]
+    server: str, admin_token: str, name: str, target: str, arguments: list[str], port: int = 80
 ) -> Iterator[str]:
     """A ``lattice connect`` until the end of the block, and the service's overlay address."""
-    command = ["connect", name, "--listen", "80", "--to", target, "--output", "json", *arguments]
+    command = ["connect", name, "--listen", str(port), "--to", target, "--output", "json"]
     environment = {"LATTICE_SERVER": server, "LATTICE_TOKEN": admin_token}
-    with _process(command, environment) as line:
+    with _process([*command, *arguments], environment) as line:
         yield str(line["overlayIP"])
 
 
