@@ -78,6 +78,19 @@ def world(make_world: Callable[..., Any]) -> Iterator[World]:
         yield world
 
 
+@pytest.fixture(scope="session")
+def claude_model(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A model as a tool service; the environment in which a claude command uses it."""
+    from support.model import ScriptedModel, claude_environment, say
+
+    token = world.fabric.create_service("claude-model", [{"port": 80, "protocol": "tcp"}])
+    with ScriptedModel([say("Nothing is new.")]) as model:
+        listen = {80: model.target}
+        with ServiceConnector(world.fabric.url, token, "claude-model", listen=listen):
+            home = tmp_path_factory.mktemp("home")
+            yield claude_environment(home, "http://claude-model.lattice")
+
+
 @pytest.fixture
 def broken_world(make_world: Callable[..., Any]) -> Iterator[World]:
     """A fabric of the test's own, whose parts it may kill."""

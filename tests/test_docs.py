@@ -53,10 +53,14 @@ PYTHON = [(page, block) for page in RUN for block in blocks(page, "python")]
 
 
 @pytest.mark.parametrize(("page", "block"), PYTHON, ids=[page for page, _ in PYTHON])
-def test_python_of_the_docs_runs(world: World, page: str, block: str) -> None:
+def test_python_of_the_docs_runs(
+    world: World, page: str, block: str, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue("claude_model") if "lattice_claude" in block else {}
     done = subprocess.run(
         [python_for(block), "-c", block],
         env={
+            **model,
             "PATH": os.environ["PATH"],
             "LATTICE_SERVER": world.fabric.url,
             "LATTICE_TOKEN": world.fabric.workspace_token,

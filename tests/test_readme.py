@@ -33,7 +33,10 @@ def environment(world: World) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_python_of_the_readme_runs(world: World, block: str) -> None:
+def test_python_of_the_readme_runs(
+    world: World, block: str, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue("claude_model") if "lattice_claude" in block else {}
     program = block
     if "async with" in block:
         imports, body = block.split("\n\n", 1)
@@ -42,7 +45,7 @@ def test_python_of_the_readme_runs(world: World, block: str) -> None:
         program += "    assert answer.status_code == 200\n\nasyncio.run(main())\n"
     done = subprocess.run(
         [python_for(program), "-c", program],
-        env=environment(world),
+        env={**model, **environment(world)},
         capture_output=True,
         text=True,
         timeout=60,
