@@ -190,15 +190,15 @@ def connects(agent: LatticeAgent, host: str, port: int) -> bool:
 def test_a_token_that_does_not_permit_the_name_enrolls_nobody(
     fabric: Fabric, agent: Callable[..., LatticeAgent]
 ) -> None:
-    permits = [{"to": "*.pypi.org", "port": 443}]
+    permits = [{"to": "*.example.org", "port": 443}]
     token = fabric.create_token(kind="workspace", workspaceId="dev", allow=permits)
     before = peers(fabric)
-    for host, port in ((MODEL, 443), ("files.pypi.org", 80), ("pypi.org", 443)):
+    for host, port in ((MODEL, 443), ("files.example.org", 80), ("example.org", 443)):
         with pytest.raises(NotPermitted, match=host):
             agent((host, port), token=token).open()
     assert peers(fabric) == before
-    with agent(("files.pypi.org", 443), token=token) as alice:
-        assert [service.name for service in alice.services] == ["files.pypi.org"]
+    with agent(("files.example.org", 443), token=token) as alice:
+        assert [service.name for service in alice.services] == ["files.example.org"]
 
 
 def test_a_connector_of_another_workspace_serves_its_own(

@@ -203,9 +203,9 @@ def test_a_connector_that_does_not_take_the_names_up_leaves_nothing_behind(
 PERMISSIONS: list[tuple[list[dict[str, Any]], str, int, str | None]] = [
     ([{"to": API, "port": 443}], API, 80, "destination_not_permitted"),
     ([{"to": API, "port": 443}], "evil.example", 443, "destination_not_permitted"),
-    ([{"to": "*.pypi.org"}], "files.pypi.org", 443, None),
-    ([{"to": "*.pypi.org"}], "pypi.org", 443, "destination_not_permitted"),
-    ([{"to": "*.pypi.org"}], "evilpypi.org", 443, "destination_not_permitted"),
+    ([{"to": "*.example.org"}], "files.example.org", 443, None),
+    ([{"to": "*.example.org"}], "example.org", 443, "destination_not_permitted"),
+    ([{"to": "*.example.org"}], "evilexample.org", 443, "destination_not_permitted"),
     ([{"to": "*", "port": 443}], "evil.example", 443, None),
     ([{"to": "*", "port": 443}], "evil.example", 22, "destination_not_permitted"),
     ([], API, 443, "destination_not_permitted"),

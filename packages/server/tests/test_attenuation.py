@@ -37,7 +37,9 @@ grants = st.builds(Grant, addresses, protocols, ports) | st.builds(
 words = st.frozensets(st.sampled_from(["services", "agents", "allow"]))
 reaches = st.dictionaries(st.sampled_from("abcd"), st.builds(Reach, words, words), min_size=1)
 
-names = st.sampled_from(["example.org", "files.example.org", "a.files.example.org", "evil-example.org"])
+names = st.sampled_from(
+    ["example.org", "files.example.org", "a.files.example.org", "evil-example.org"]
+)
 patterns = st.sampled_from(["*.example.org", "*.files.example.org", "*.org"])
 networks = st.builds(
     lambda a, b, length: f"10.{a}.{b}.0/{length}", st.integers(0, 1), st.integers(0, 1), ports

@@ -75,7 +75,7 @@ class Permit:
         if to.kind in ("address", "network"):
             return mine.kind in ("address", "network") and to.network.subnet_of(mine.network)
         if mine.kind == "pattern":
-            # *.pypi.org covers what is below pypi.org, and not pypi.org itself.
+            # *.example.org covers what is below example.org, and not example.org itself.
             return to.text.removeprefix("*").endswith(mine.text[1:])
         return mine == to
 
