@@ -129,6 +129,9 @@ func (o *overlay) listenTCP(at netip.AddrPort) (net.Listener, error) {
 	queue := &waiter.Queue{}
 	endpoint, problem := o.stack.NewEndpoint(tcp.ProtocolNumber, protocolOf(at.Addr()), queue)
 	if problem == nil {
+		// A port is free again at once, whatever waits for the last packets of its former connections; of two
+		// listeners the second is refused all the same.
+		endpoint.SocketOptions().SetReuseAddress(true)
 		if problem = endpoint.Bind(full(at)); problem == nil {
 			problem = endpoint.Listen(listenBacklog)
 		}
