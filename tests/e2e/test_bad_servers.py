@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
 import threading
 import time
@@ -228,6 +229,39 @@ def test_revoked_and_expired_tokens_are_told_from_unknown_ones(world: World) -> 
     time.sleep(1.1)  # the token's own life, which no condition tells
     with pytest.raises(AuthenticationFailed, match="expired"):
         world.agent(token=short["token"]).open()
+
+
+def test_state_that_cannot_be_kept_leaves_no_identity(world: World, tmp_path: Path) -> None:
+    """The disk fails between the enrollment and its saving."""
+    state, path = tmp_path / "state", f"/api/v1/peers?workspaceId={world.fabric.workspace}"
+    before = {peer["peerId"] for peer in world.fabric.request("GET", path)["items"]}
+    made: list[str] = []
+
+    def forward(handler: Any) -> None:
+        answer = httpx.request(
+            handler.command,
+            world.fabric.url + handler.path,
+            content=handler.body,
+            headers={name: handler.headers[name] for name in ("Authorization", "Content-Type")},
+        )
+        made.append(answer.json()["peerId"])
+        shutil.rmtree(state)
+        send(handler, answer.status_code, "application/json", answer.content)
+
+    def delete(handler: Any) -> None:
+        httpx.delete(
+            world.fabric.url + handler.path,
+            headers={"Authorization": handler.headers["Authorization"]},
+        ).raise_for_status()
+        send(handler, 200, "application/json", b"{}")
+
+    with (
+        answering(lambda h: (delete if h.command == "DELETE" else forward)(h)) as front,
+        pytest.raises(ConfigurationError, match="state directory"),
+    ):
+        world.agent(server=front, state_dir=state).open()
+    assert made
+    assert {peer["peerId"] for peer in world.fabric.request("GET", path)["items"]} <= before
 
 
 @contextmanager

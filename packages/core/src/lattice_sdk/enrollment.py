@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec
 
 from pydantic import SecretStr
 
@@ -28,6 +31,7 @@ from lattice_sdk.statedir import Saved, StateDir
 from lattice_sdk.wire import EnrollRequest, EnrollResponse, RenewRequest
 
 log = logging.getLogger("lattice.enrollment")
+P = ParamSpec("P")
 
 ATTEMPTS = 4
 FIRST_PAUSE = 0.2  # seconds
@@ -103,8 +107,7 @@ class Enrollment:
         """
         terms, saved = self.terms, None
         if terms.state_dir is not None:
-            self._state = StateDir(terms.state_dir)
-            saved = self._state.load()
+            saved = await runtime.finish(self._take(terms.state_dir))
         # A saved identity is taken up with its own token.
         alive = saved is not None and saved.peer_id is not None
         token = await self._credentials(needed=not alive)
@@ -130,8 +133,7 @@ class Enrollment:
         answer = await self.client.renew(
             identity.peer_id, identity.enrollment_token, request, self.key
         )
-        self._save(answer)
-        return answer
+        return await self._save(answer)
 
     async def enroll_successor(self) -> EnrollResponse:
         """Another identity on the same terms with a key of its own."""
@@ -171,7 +173,7 @@ class Enrollment:
                 continue
             break
         if self._state is not None:
-            self._state.clear()
+            await _in_thread(self._state.clear)
 
     async def close(self) -> None:
         """Let go of connections and of the state directory."""
@@ -181,6 +183,11 @@ class Enrollment:
             await client.aclose()
         if state is not None:
             state.release()
+
+    async def _take(self, path: Path) -> Saved | None:
+        """Hold the state directory; what was saved there."""
+        self._state = await runtime.current().call(StateDir, path)
+        return await runtime.current().call(self._state.load)
 
     async def _credentials(self, *, needed: bool) -> SecretStr | None:
         if self.terms.token is not None:
@@ -207,7 +214,7 @@ class Enrollment:
             self.key = keys.from_private(saved.private_key)
             if saved.peer_id is None or saved.enrollment_token is None:
                 # Died before the answer came: the same key again is the same identity.
-                return self._save(await self._enroll(client, self.terms.timeout))
+                return await self._enroll_and_save(client)
             try:
                 request = RenewRequest(ttl=self.terms.request.ttl)
                 answer = await client.renew(
@@ -224,19 +231,31 @@ class Enrollment:
             else:
                 log.info("took the identity %s up again from %s", saved.peer_id, state.path)
                 self.resumed = True
-                return self._save(answer)
+                return await self._save(answer)
         if not may_enroll:
             raise _no_token()
         self.key = keys.generate()
-        state.save(Saved(terms, self.key.private))
-        return self._save(await self._enroll(client, self.terms.timeout))
+        await _in_thread(state.save, Saved(terms, self.key.private))
+        return await self._enroll_and_save(client)
 
-    def _save(self, answer: EnrollResponse) -> EnrollResponse:
+    async def _enroll_and_save(self, client: ControlPlane) -> EnrollResponse:
+        answer = await self._enroll(client, self.terms.timeout)
+        try:
+            return await self._save(answer)
+        except BaseException:
+            with contextlib.suppress(LatticeError):
+                await runtime.finish(
+                    client.delete_peer(
+                        answer.peer_id, answer.enrollment_token, workspace_id=answer.workspace_id
+                    )
+                )
+            raise
+
+    async def _save(self, answer: EnrollResponse) -> EnrollResponse:
         if self._state is not None and self.client is not None:
             terms = self.terms.fingerprint(self.client.server)
-            self._state.save(
-                Saved(terms, self.key.private, answer.peer_id, answer.enrollment_token)
-            )
+            saved = Saved(terms, self.key.private, answer.peer_id, answer.enrollment_token)
+            await _in_thread(self._state.save, saved)
         return answer
 
     async def _enroll(self, client: ControlPlane, budget: float) -> EnrollResponse:
@@ -262,6 +281,14 @@ class Enrollment:
         return await client.connect_service(
             self.terms.name, self.key, workspace_id=request.workspace_id, ttl=ttl
         )
+
+
+async def _in_thread(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Run what waits for a disk, to its end also when cancelled: another comes after it.
+
+    Not in the loop, in which all identities of the process live.
+    """
+    await runtime.finish(runtime.current().call(function, *args, **kwargs))
 
 
 def _no_token() -> ConfigurationError:

@@ -223,8 +223,13 @@ class Lifecycle:
 
     async def _choose(self) -> TunnelBackend:
         assert self.runtime is not None  # noqa: S101 - start() came first
-        offers = await self.runtime.call(plugins.manager().hook.lattice_tunnel_backends)
-        backend, why = choose([one for offer in offers for one in offer], self.terms.backend)
+
+        def chosen() -> tuple[TunnelBackend, str]:
+            offers = plugins.manager().hook.lattice_tunnel_backends()
+            return choose([one for offer in offers for one in offer], self.terms.backend)
+
+        # Plugins are found on the disk, and backends try what this machine can do.
+        backend, why = await self.runtime.call(chosen)
         self.backend, self.backend_reason = backend.name, why
         self._backend = backend
         return backend
