@@ -81,7 +81,7 @@ def server_graph(
     """
     bare = compiled(graph)
 
-    async def factory(_config: RunnableConfig) -> IdentifiedGraph:
+    async def factory(config: RunnableConfig) -> IdentifiedGraph:
         place = _place(name)
         # The server takes up what it was doing when it ended before its app has started.
         waiting = asyncio.shield(asyncio.wrap_future(place))
