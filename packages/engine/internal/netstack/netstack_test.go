@@ -76,7 +76,7 @@ func newWorld(t *testing.T) *world {
 	}
 	dev := device.NewDevice(tun, wg.NewBind(), device.NewLogger(device.LogLevelSilent, ""))
 	t.Cleanup(dev.Close)
-	if err := dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=0\npublic_key=%s\nallowed_ip=%s/32\nallowed_ip=10.96.200.0/24\n",
+	if err := dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=0\npublic_key=%s\nallowed_ip=%s/32\nallowed_ip=0.0.0.0/0\n",
 		hex.EncodeToString(gatewayPrivate), hex.EncodeToString(agentPublic), agentIP)); err != nil {
 		t.Fatal(err)
 	}

@@ -27,7 +27,8 @@ func (r *Refusal) Error() string { return r.sentence }
 
 func (p *Policy) grants(protocol string, to netip.AddrPort) bool {
 	return p == nil || slices.ContainsFunc(p.Grants, func(g Grant) bool {
-		return g.To == to.Addr().String() && (g.Port == 0 || g.Port == to.Port()) &&
+		prefix, err := parsePrefix(g.To)
+		return err == nil && prefix.Contains(to.Addr()) && (g.Port == 0 || g.Port == to.Port()) &&
 			(g.Protocol == protocol || g.Protocol == "any")
 	})
 }

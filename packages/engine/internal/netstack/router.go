@@ -30,6 +30,8 @@ const (
 // RoutesSpec is the body of PUT /v1/tunnels/{id}/routes: all that a connector serves beside its own address.
 type RoutesSpec struct {
 	Names []NameRoute `json:"names"`
+	// Networks are reached as they are: what arrives for one of their addresses goes to that address and port.
+	Networks []string `json:"networks"`
 	// PrivateTargets are networks that names may lead to although they are not of the Internet.
 	PrivateTargets []string `json:"privateTargets"`
 }
@@ -55,8 +57,27 @@ type destination struct {
 
 // routes is a RoutesSpec that has been read.
 type routes struct {
-	names   map[destination]string
-	private []netip.Prefix
+	names    map[destination]string
+	networks []netip.Prefix
+	private  []netip.Prefix
+}
+
+// target is where a flow goes: a name, or the destination itself.
+type target struct {
+	name string
+	to   netip.Addr
+}
+
+func (r *routes) target(at destination) (target, bool) {
+	if name, served := r.names[at]; served {
+		return target{name: name}, true
+	}
+	for _, network := range r.networks {
+		if network.Contains(at.at.Addr()) {
+			return target{to: at.at.Addr()}, true
+		}
+	}
+	return target{}, false
 }
 
 // RefusedFlow counts flows that a connector did not carry.
@@ -103,6 +124,13 @@ func (s *RoutesSpec) read() (routes, error) {
 			read.names[at] = name
 		}
 	}
+	for _, text := range s.Networks {
+		prefix, err := parsePrefix(text)
+		if err != nil {
+			return read, fmt.Errorf("networks: %w", err)
+		}
+		read.networks = append(read.networks, prefix.Masked())
+	}
 	for _, text := range s.PrivateTargets {
 		prefix, err := parsePrefix(text)
 		if err != nil {
@@ -132,7 +160,8 @@ func (t *Tunnel) setRoutes(spec *RoutesSpec) (int, error) {
 	r.routes = read
 	var ended []io.Closer
 	for flow, at := range r.open {
-		if before.names[at] != read.names[at] {
+		was, _ := before.target(at)
+		if is, served := read.target(at); !served || is != was {
 			ended = append(ended, flow)
 		}
 	}
@@ -140,7 +169,7 @@ func (t *Tunnel) setRoutes(spec *RoutesSpec) (int, error) {
 	for _, flow := range ended {
 		_ = flow.Close()
 	}
-	return len(read.names), nil
+	return len(read.names) + len(read.networks), nil
 }
 
 // refusedFlows hands out what was not carried since the last call.
@@ -197,12 +226,10 @@ func addressOf(address tcpip.Address) netip.Addr {
 	return known.Unmap()
 }
 
-// target is the name behind a destination.
-func (r *router) target(at destination) (string, bool) {
+func (r *router) target(at destination) (target, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	name, served := r.routes.names[at]
-	return name, served
+	return r.routes.target(at)
 }
 
 func (r *router) hasRoom() bool {
@@ -216,9 +243,21 @@ func (r *router) dial(id stack.TransportEndpointID, at destination) (net.Conn, e
 	ctx, cancel := context.WithTimeout(r.tunnel.ctx, targetTimeout)
 	defer cancel()
 	r.mu.Lock()
-	name, private := r.routes.names[at], r.routes.private
+	to, served := r.routes.target(at)
+	private := r.routes.private
 	r.mu.Unlock()
-	connection, err := dialName(ctx, at.protocol, name, at.at.Port(), private)
+	if !served {
+		return nil, net.ErrClosed
+	}
+	name := to.name
+	var connection net.Conn
+	var err error
+	if name != "" {
+		connection, err = dialName(ctx, at.protocol, name, at.at.Port(), private)
+	} else {
+		name = to.to.String()
+		connection, err = (&net.Dialer{}).DialContext(ctx, at.protocol, at.at.String())
+	}
 	if err == nil {
 		return connection, nil
 	}
@@ -307,7 +346,7 @@ func (r *router) track(at destination, client, target net.Conn) (func(), error) 
 	flow := &both{client, target}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, served := r.routes.names[at]; r.open == nil || !served {
+	if _, served := r.routes.target(at); r.open == nil || !served {
 		_ = flow.Close()
 		return nil, net.ErrClosed
 	}

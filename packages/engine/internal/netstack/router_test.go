@@ -135,6 +135,70 @@ func TestDatagramsReachANameAtItsAddress(t *testing.T) {
 	}
 }
 
+// ownAddress is one of this machine in a network that is not loopback.
+func ownAddress(t *testing.T) netip.Addr {
+	t.Helper()
+	for _, prefix := range ownAddresses() {
+		if address := prefix.Addr(); address.Is4() && !address.IsLoopback() {
+			return address
+		}
+	}
+	t.Fatal("this machine has no IPv4 address beside loopback, and a connector no network to advertise")
+	return netip.Addr{}
+}
+
+func TestANetworkIsReachedAtItsOwnAddresses(t *testing.T) {
+	w := newWorld(t)
+	w.spec["router"] = true
+	w.put(t)
+	own := ownAddress(t)
+	listener, err := net.Listen("tcp", netip.AddrPortFrom(own, 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	port := listener.Addr().(*net.TCPAddr).Port
+	go func() {
+		for {
+			accepted, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() { defer accepted.Close(); _, _ = io.Copy(accepted, accepted) }()
+		}
+	}()
+	serve := func(networks ...string) {
+		status, answer := w.call(t, http.MethodPut, "/v1/tunnels/p1/routes", map[string]any{"networks": networks})
+		if status != http.StatusOK {
+			t.Fatalf("%d %v", status, answer)
+		}
+	}
+	dial := func(address netip.Addr, port int) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		return w.net.dialTCP(ctx, netip.AddrPortFrom(address, uint16(port)))
+	}
+	serve(netip.PrefixFrom(own, 30).Masked().String())
+	stream, err := dial(own, port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	if !echoes(stream, "hello") {
+		t.Error("the target did not answer")
+	}
+	if _, err := dial(own, port+1); err == nil {
+		t.Error("a port where nobody listens was accepted")
+	}
+	serve("198.51.100.7/32")
+	if echoes(stream, "hello") {
+		t.Error("the flow of a network that has gone goes on")
+	}
+	if _, err := dial(own, port); err == nil {
+		t.Error("a network that has gone is served")
+	}
+}
+
 func TestANameThatLeadsToLoopbackIsRefusedAndTold(t *testing.T) {
 	w := newWorld(t)
 	w.spec["router"] = true
