@@ -357,7 +357,7 @@ def test_private_targets_reach_the_connector_and_are_on_record(
         wait("the policy", lambda: connector.routes["privateTargets"] == ["10.1.0.0/16"])
     assert plane.manage("GET", path)["privateTargets"] == ["10.1.0.0/16"]
     (event,) = plane.events("policy.changed")
-    assert event["data"]["policy"] == {"privateTargets": ["10.1.0.0/16"]}
+    assert event["data"]["policy"]["privateTargets"] == ["10.1.0.0/16"]
 
 
 def test_there_is_one_egress_connector_in_a_workspace(plane: Any, gateway: Any) -> None:

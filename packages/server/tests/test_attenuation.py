@@ -10,23 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lattice_server.attenuation import (
-    REACHES,
     Kin,
-    Reach,
     allow_within,
     bounded,
     preset_within,
     within,
 )
 from lattice_server.policy import (
-    ACCEPTS_INGRESS,
     ANY_PORT,
-    PRESETS,
     AgentRule,
     Grant,
     ServiceRule,
     compile_grants,
 )
+from lattice_server.presets import BUILT_IN, Preset
 
 addresses = st.integers(2, 9).map(lambda n: f"10.96.0.{n}")
 ports = st.integers(1, 3)
@@ -35,7 +32,7 @@ grants = st.builds(Grant, addresses, protocols, ports) | st.builds(
     Grant, addresses, st.just("any"), st.just(ANY_PORT)
 )
 words = st.frozensets(st.sampled_from(["services", "agents", "allow"]))
-reaches = st.dictionaries(st.sampled_from("abcd"), st.builds(Reach, words, words), min_size=1)
+reaches = st.dictionaries(st.sampled_from("abcd"), st.builds(Preset, words, words), min_size=1)
 
 names = st.sampled_from(
     ["example.org", "files.example.org", "a.files.example.org", "evil-example.org"]
@@ -49,12 +46,7 @@ rules = st.fixed_dictionaries(
 )
 
 
-def test_every_preset_of_the_policy_has_its_words() -> None:
-    assert set(REACHES) == set(PRESETS)
-    assert {name for name, reach in REACHES.items() if reach.ingress} == ACCEPTS_INGRESS
-
-
-@pytest.mark.parametrize(("child", "parent"), list(product([*PRESETS, "root"], repeat=2)))
+@pytest.mark.parametrize(("child", "parent"), list(product([*BUILT_IN, "root"], repeat=2)))
 def test_order_of_the_presets(child: str, parent: str) -> None:
     permitted = {
         ("sandboxed", "sandboxed"),
@@ -69,7 +61,7 @@ def test_order_of_the_presets(child: str, parent: str) -> None:
 
 @given(reaches, st.data())
 def test_preset_order_is_reflexive_transitive_and_never_widens(
-    known: dict[str, Reach], data: st.DataObject
+    known: dict[str, Preset], data: st.DataObject
 ) -> None:
     a, b, c = (data.draw(st.sampled_from(sorted(known))) for _ in range(3))
     assert preset_within(a, a, known)
@@ -147,7 +139,7 @@ def lines(draw: st.DrawFn) -> tuple[list[AgentRule], list[ServiceRule], list[Age
             services.append(ServiceRule(f"s{number}", address, offered, draw(st.booleans())))
             continue
         # Presets at random: the cut must hold whatever was let through at delegation.
-        preset = draw(st.sampled_from(PRESETS))
+        preset = draw(st.sampled_from(sorted(BUILT_IN)))
         allow = draw(st.frozensets(grants, max_size=6))
         rule = AgentRule(f"p{number}", address, preset, allow)
         (line if kind == "line" else others).append(rule)
@@ -180,7 +172,8 @@ def test_sub_agent_reaches_nothing_that_its_line_does_not(
                 assert grant in reach or grant.to in wide or grant.to in back
                 if grant.to in back:
                     # Only where somebody takes calls.
-                    assert {r.address: r for r in line}[grant.to].preset in ACCEPTS_INGRESS
+                    called = {r.address: r for r in line}[grant.to]
+                    assert BUILT_IN[called.preset].accepts_agents
     assert bounded("nobody", kin) == ()
     if len(line) > 1:
         del kin[line[0].id]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lattice_sdk.agent import LatticeAgent
     from lattice_sdk.client import ControlPlane
-    from lattice_sdk.connector import ServiceConnector
+    from lattice_sdk.connector import NetworkConnector, ServiceConnector
     from lattice_sdk.delegation import Delegation
     from lattice_sdk.egress import EgressConnector
     from lattice_sdk.errors import (
@@ -55,6 +55,7 @@ __all__ = [
     "InvalidRequest",
     "LatticeAgent",
     "LatticeError",
+    "NetworkConnector",
     "NotFound",
     "NotPermitted",
     "Refused",
@@ -71,6 +72,7 @@ _HOME = {
     "LatticeAgent": "agent",
     "ControlPlane": "client",
     "Delegation": "delegation",
+    "NetworkConnector": "connector",
     "ServiceConnector": "connector",
     "EgressConnector": "egress",
     "Identity": "identity",

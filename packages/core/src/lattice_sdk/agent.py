@@ -374,6 +374,25 @@ class LatticeAgent(Face):
             raise IdentityClosed(f"the agent {self._life.terms.name} is closed")
         return home.submit(delegation.delegate(self._life, request))
 
+    def refresh(self) -> None:
+        """Learn what the agent reaches now: :attr:`services` and the names of its tunnel.
+
+        Policy reaches the gateway at once, and a renewal tells of it. A refusal has it looked up
+        in the background, so that the names of a new service work a moment later.
+
+        Raises:
+            LatticeError: as the control plane refuses.
+        """
+        from lattice_sdk.reach import refresh
+
+        self._submit(refresh(self._life)).result()
+
+    async def arefresh(self) -> None:
+        """:meth:`refresh`, awaited."""
+        from lattice_sdk.reach import refresh
+
+        await _wait(self._submit(refresh(self._life)))
+
     def http_client(self, **options: Any) -> httpx.Client:
         """A client whose every request goes through the tunnel; to be closed like any.
 

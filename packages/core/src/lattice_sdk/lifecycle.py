@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import logging
 import os
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -30,7 +31,7 @@ from lattice_sdk.errors import (
 from lattice_sdk.identity import Identity
 from lattice_sdk.lease import Lease
 from lattice_sdk.schedule import State
-from lattice_sdk.wire import EnrollResponse
+from lattice_sdk.wire import EnrollResponse, Service
 
 log = logging.getLogger("lattice")
 
@@ -55,6 +56,7 @@ class Lifecycle:
         backend: name of the tunnel backend, ``""`` before it was chosen.
         backend_reason: why that one.
         ended: why it expired.
+        refreshed: when it was last asked what the identity reaches.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Lifecycle:
         self.tunnel: Tunnel | None = None
         self.backend = self.backend_reason = ""
         self.ended: str | None = None
+        self.refreshed = 0.0
         self.runtime: runtime.Runtime | None = None
         self.companion = companion or Companion()
         self._lease = Lease()
@@ -220,6 +223,18 @@ class Lifecycle:
             raise IdentityClosed(f"the agent {self.terms.name} has no identity")
         path = f"/api/v1/peers/{quote(identity.peer_id, safe='')}/{what}"
         return await client.request(method, path, body, token=identity.enrollment_token)
+
+    async def adopt_reach(
+        self, services: tuple[Service, ...], ingress: tuple[str, ...] | None
+    ) -> None:
+        """Take over what the identity reaches by now, and tell the tunnel of it."""
+        async with self._changing:
+            identity = self.living()
+            if (services, ingress) == (identity.services, identity.ingress):
+                return
+            self.identity = replace(identity, services=services, ingress=ingress)
+            if self.tunnel is not None and not self._lost:
+                await self.tunnel.update(self._spec())
 
     async def _choose(self) -> TunnelBackend:
         assert self.runtime is not None  # noqa: S101 - start() came first

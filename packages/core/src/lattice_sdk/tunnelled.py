@@ -12,6 +12,7 @@ import json
 import socket
 from typing import TYPE_CHECKING
 
+from lattice_sdk import reach
 from lattice_sdk.errors import DestinationUnreachable, LatticeError, Refused, TunnelFailed
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def check(life: Lifecycle, host: str, port: int, status: int, body: bytes) -> No
     identity = life.living()  # an identity that ended meanwhile says so itself
     destination = f"{host}:{port}"
     if status == 403:
+        reach.doubt(life)
         raise Refused(
             detail or f"the preset {identity.policy_preset} does not allow {destination}",
             peer_id=identity.peer_id,
@@ -142,6 +144,7 @@ def check(life: Lifecycle, host: str, port: int, status: int, body: bytes) -> No
             destination=destination,
         )
     if status in (502, 503, 504):
+        reach.doubt(life)  # a grant that has gone meanwhile looks like this
         raise DestinationUnreachable(
             detail or f"{destination} does not answer", peer_id=identity.peer_id
         )

@@ -190,6 +190,13 @@ class PeerRef(WireModel):
     expires_at: Time
 
 
+class Reach(WireModel):
+    """What an identity reaches as things are now, and who may come to it."""
+
+    services: list[Service] = Field(default_factory=list)
+    ingress: list[str] | None = None
+
+
 class Peer(WireModel):
     """A peer as ``GET /api/v1/peers/{id}`` shows it. Holds no secret.
 

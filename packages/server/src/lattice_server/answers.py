@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lattice_server import policy
+from lattice_server import destinations, policy
 from lattice_server.clock import now_ms, rfc3339
 from lattice_server.credentials import render_wireguard_config
 from lattice_server.hub import GatewayInfo, PeerObject
@@ -20,6 +20,7 @@ def identity_answer(
     private_key: str | None,
     programmed: PeerObject | None,
     services: list[ServiceRecord],
+    ingress: list[str],
 ) -> dict[str, Any]:
     """The body of an enrollment or a renewal: the published five fields first."""
     now = now_ms()
@@ -31,7 +32,7 @@ def identity_answer(
             address=peer.address,
             gateway_public_key=gateway.public_key,
             endpoint=gateway.endpoint,
-            overlay=str(settings.overlay),
+            routes=[str(settings.overlay), *beyond(settings, peer)],
             private_key=private_key,
         ),
         "expiresAt": rfc3339(peer.expires_at),
@@ -40,16 +41,31 @@ def identity_answer(
         "renewAfter": rfc3339(now + max(0, peer.expires_at - now) // 2),
         "maxExpiresAt": None if peer.max_expires_at is None else rfc3339(peer.max_expires_at),
         "gatewayIP": settings.gateway_address,
-        "services": reachable_services(programmed.grants if programmed else (), services)
-        + reachable_names(programmed.grants if programmed else (), peer),
-        "ingress": ingress_of(peer),
+        **reach_answer(peer, programmed.grants if programmed else (), services, ingress),
     }
 
 
-def ingress_of(peer: PeerRecord) -> list[str]:
-    """Who may connect to a peer, in the words of the policy."""
-    accepts = peer.kind == "service" or peer.preset in policy.ACCEPTS_INGRESS
-    return ["agents"] if accepts else []
+def reach_answer(
+    peer: PeerRecord,
+    grants: tuple[policy.Grant, ...],
+    services: list[ServiceRecord],
+    ingress: list[str],
+) -> dict[str, Any]:
+    """What an agent reaches under which names, and who may come to it."""
+    return {
+        "services": reachable_services(grants, services) + reachable_names(grants, peer),
+        "ingress": ["agents"] if peer.kind == "service" else ingress,
+    }
+
+
+def beyond(settings: ServerSettings, peer: PeerRecord) -> list[str]:
+    """The networks outside the overlay that an allow list names, for the way into the tunnel."""
+    found = set()
+    for rule in peer.allow:
+        to = destinations.parse(rule["to"])
+        if to.kind in ("address", "network") and not to.network.overlaps(settings.overlay):
+            found.add(str(to.network))
+    return sorted(found)
 
 
 def reachable_services(
@@ -127,6 +143,7 @@ def service_answer(service: ServiceRecord, *, connected: bool) -> dict[str, Any]
         "ports": service.ports,
         "designated": service.designated,
         "kind": service.kind,
+        "networks": service.networks,
         "peerId": service.peer_id,
         "connected": connected,
         "createdAt": rfc3339(service.created_at),

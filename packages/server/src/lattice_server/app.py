@@ -21,6 +21,7 @@ from lattice_server.api import (
     latticepeers,
     management,
     policy,
+    reach,
 )
 from lattice_server.api.common import PROBLEM_SCHEMA
 from lattice_server.bootstrap import prepare_directory
@@ -67,6 +68,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.control = control
     for module in (
         enrollment,
+        reach,
         connectors,
         management,
         policy,

@@ -11,37 +11,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Any, Final
+from typing import Any
 
 from lattice_server.policy import ANY_PORT, Grant
+from lattice_server.presets import ALLOW, BUILT_IN, Presets
 
 
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """The words that a preset is made of: where its agents may go, and who may come."""
+def preset_within(child: str, parent: str, presets: Presets = BUILT_IN) -> bool:
+    """Whether a preset is no wider than another, word by word.
 
-    egress: frozenset[str]
-    ingress: frozenset[str]
-
-
-OWN_LIST: Final = "allow"
-REACHES: Final[Mapping[str, Reach]] = {
-    "sandboxed": Reach(frozenset({"services"}), frozenset()),
-    "coordinator": Reach(frozenset({"services", "agents"}), frozenset({"agents"})),
-    "isolated": Reach(frozenset({OWN_LIST}), frozenset()),
-}
-
-
-def preset_within(child: str, parent: str, reaches: Mapping[str, Reach] = REACHES) -> bool:
-    """Whether a preset is no wider than another.
-
-    A list of its own (``isolated``) is no wider than anything: its rules are compared one by one,
-    by :func:`allow_within` or :func:`bounded`. An unknown preset is within nothing.
+    A list of its own (the word ``allow``) is no wider than anything: its rules are compared one by
+    one, by :func:`allow_within` or :func:`bounded`. An unknown preset is within nothing.
     """
-    if child not in reaches or parent not in reaches:
+    if child not in presets or parent not in presets:
         return False
-    one, other = reaches[child], reaches[parent]
-    return one.egress - {OWN_LIST} <= other.egress and one.ingress <= other.ingress
+    one, other = presets[child], presets[parent]
+    return one.egress - {ALLOW} <= other.egress and one.ingress <= other.ingress
 
 
 def allow_within(rules: Iterable[Mapping[str, Any]], ceiling: Iterable[Mapping[str, Any]]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
+from collections.abc import Sequence
 from typing import Final, Literal
 
 from cryptography.hazmat.primitives import serialization
@@ -69,7 +70,7 @@ def render_wireguard_config(
     address: str,
     gateway_public_key: str,
     endpoint: str,
-    overlay: str,
+    routes: Sequence[str],
     private_key: str | None = None,
 ) -> str:
     """The configuration that ``wg-quick`` reads.
@@ -78,12 +79,12 @@ def render_wireguard_config(
         address: the identity's overlay address, without a prefix length.
         gateway_public_key: base64.
         endpoint: ``host:port`` of the gateway.
-        overlay: what is routed into the tunnel, in CIDR notation.
+        routes: what is routed into the tunnel, in CIDR notation.
         private_key: only for a pair that the server made; left out, there is no such line.
     """
     private = f"PrivateKey = {private_key}\n" if private_key else ""
     return (
         f"[Interface]\n{private}Address = {address}/32\nMTU = 1420\n\n"
         f"[Peer]\nPublicKey = {gateway_public_key}\nEndpoint = {endpoint}\n"
-        f"AllowedIPs = {overlay}\nPersistentKeepalive = 25\n"
+        f"AllowedIPs = {', '.join(routes)}\nPersistentKeepalive = 25\n"
     )

@@ -16,12 +16,19 @@ from lattice_server import attenuation, policy, terms
 from lattice_server.access import Principal, check_alive, peer_not_found
 from lattice_server.clock import now_ms, rfc3339, to_ms
 from lattice_server.credentials import new_id, new_token, token_hash
-from lattice_server.policy import ACCEPTS_INGRESS, Grant
+from lattice_server.policy import Grant
+from lattice_server.presets import NOTHING, Presets
 from lattice_server.problems import ApiProblem
 from lattice_server.store import schema
 from lattice_server.store.database import Transaction
 from lattice_server.store.events import peer_event
-from lattice_server.store.queries import descendants, peer_by_id, peer_objects, services_of
+from lattice_server.store.queries import (
+    descendants,
+    peer_by_id,
+    peer_objects,
+    presets_of_workspace,
+    services_of,
+)
 from lattice_server.store.records import PeerRecord, TokenRecord
 
 if TYPE_CHECKING:
@@ -47,9 +54,10 @@ async def delegate(
             raise peer_not_found(peer_id)
         check_alive(parent, now)
         _check_may_delegate(parent)
-        token = _token(parent, body, now)
+        presets = await presets_of_workspace(tx.connection, parent.workspace_id)
+        token = _token(parent, body, now, presets)
         asked = _as_enrollment(body, token)
-        granted = terms.for_agent(control.settings, token, asked)
+        granted = terms.for_agent(control.settings, token, asked, presets)
         if granted.allow:
             await _check_allow(tx, parent, granted.allow)
         if body.allow is not None:
@@ -131,11 +139,10 @@ async def shorten_descendants(control: ControlPlane, tx: Transaction, parent: Pe
     tx.after_commit.append(lambda: control.hub.publish(objects))
 
 
-def _token(parent: PeerRecord, body: DelegateRequest, now: int) -> TokenRecord:
-    preset = body.policy_preset or (
-        "sandboxed" if attenuation.preset_within("sandboxed", parent.preset) else parent.preset
-    )
-    _check_preset(parent, preset)
+def _token(parent: PeerRecord, body: DelegateRequest, now: int, presets: Presets) -> TokenRecord:
+    humble = attenuation.preset_within("sandboxed", parent.preset, presets)
+    preset = body.policy_preset or ("sandboxed" if humble else parent.preset)
+    _check_preset(parent, preset, presets)
     ttl = terms.renewal(parent, body.ttl)
     lifetime = (parent.max_expires_at or parent.expires_at) - parent.created_at
     if body.max_lifetime is not None:
@@ -150,7 +157,7 @@ def _token(parent: PeerRecord, body: DelegateRequest, now: int) -> TokenRecord:
         workspace_id=parent.workspace_id,
         service=None,
         presets=[preset],
-        allow_isolated=preset == "isolated",
+        allow_isolated=presets.get(preset, NOTHING).own_list,
         max_ttl=min(ttl, lifetime),
         max_lifetime=lifetime,
         uses=1,
@@ -185,10 +192,10 @@ def _check_may_delegate(parent: PeerRecord) -> None:
         )
 
 
-def _check_preset(parent: PeerRecord, preset: str) -> None:
-    if preset not in attenuation.REACHES:
+def _check_preset(parent: PeerRecord, preset: str, presets: Presets) -> None:
+    if preset not in presets:
         return  # terms.for_agent says what there is
-    if not attenuation.preset_within(preset, parent.preset):
+    if not attenuation.preset_within(preset, parent.preset, presets):
         raise ApiProblem(
             "preset_not_permitted",
             f"{preset} reaches further than {parent.preset}, which is what the agent {parent.id} "
@@ -200,14 +207,19 @@ def _check_preset(parent: PeerRecord, preset: str) -> None:
 async def _check_allow(tx: Transaction, parent: PeerRecord, allow: list[dict[str, Any]]) -> None:
     """Refuse an allow list that names what the parent does not reach itself."""
     services = await services_of(tx.connection, parent.workspace_id)
-    [own] = await peer_objects(tx.connection, parent.workspace_id, [parent], now_ms(), services)
-    itself = parent.address if parent.preset in ACCEPTS_INGRESS else None
+    presets = await presets_of_workspace(tx.connection, parent.workspace_id)
+    [own] = await peer_objects(
+        tx.connection, parent.workspace_id, [parent], now_ms(), services, presets
+    )
+    words = presets.get(parent.preset, NOTHING)
+    itself = parent.address if words.accepts_agents else None
+    ceiling = parent.allow if words.own_list else []
     rules = [service.rule() for service in services]
     for rule in allow:
         wanted = Grant(rule["to"], rule["protocol"], rule["port"])
         # A service's host name is reached at the service's address.
         asked = tuple(policy.offered([wanted], rules)) or (wanted,)
-        if attenuation.allow_within([rule], parent.allow):
+        if attenuation.allow_within([rule], ceiling):
             continue
         if attenuation.within(asked, own.grants, itself) != asked:
             raise ApiProblem(

@@ -57,6 +57,30 @@ def parse(text: str) -> Destination:
     return Destination("name" if name == lowered else "pattern", lowered)
 
 
+# Nothing that a router forwards to, as IANA's registry of special-purpose addresses has it.
+_NOT_FORWARDED = tuple(
+    map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"))
+)
+WIDEST_NETWORK = 8
+
+
+def check_network(text: str) -> str:
+    """A network that a connector may advertise.
+
+    Raises:
+        ValueError: it is none, or none that can be routed to.
+    """
+    to = parse(text)
+    if to.kind not in ("address", "network"):
+        raise ValueError("not an IPv4 network such as 10.0.7.0/24")
+    network = to.network
+    if network.prefixlen < WIDEST_NETWORK or any(map(network.overlaps, _NOT_FORWARDED)):
+        raise ValueError(
+            f"wider than /{WIDEST_NETWORK}, or loopback, link-local, multicast or reserved"
+        )
+    return str(network)
+
+
 @dataclass(frozen=True, slots=True)
 class Permit:
     """What a token permits: a destination, or ``*`` for all host names. ``None`` is any."""

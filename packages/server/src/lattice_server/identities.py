@@ -26,6 +26,7 @@ from lattice_server.access import (
 from lattice_server.answers import identity_answer
 from lattice_server.clock import now_ms, rfc3339
 from lattice_server.credentials import new_id, new_key_pair, new_token, token_hash
+from lattice_server.presets import BUILT_IN, Presets
 from lattice_server.problems import ApiProblem
 from lattice_server.publication import Publication, publish, store, wait_or_undo
 from lattice_server.store import schema
@@ -33,6 +34,7 @@ from lattice_server.store.database import Transaction
 from lattice_server.store.events import peer_event
 from lattice_server.store.queries import (
     peer_by_id,
+    presets_of_workspace,
     service_by_name,
     services_of,
 )
@@ -65,7 +67,11 @@ async def enroll(
     """
     token = principal.granted()
     gateway = control.gateway()
-    granted = terms.for_agent(control.settings, token, request)
+    presets: Presets = BUILT_IN
+    if (request.policy_preset or "sandboxed") not in presets or token.kind == "delegation":
+        async with control.database.read() as connection:
+            presets = await presets_of_workspace(connection, token.workspace_id or "")
+    granted = terms.for_agent(control.settings, token, request, presets)
     private, public = _keys(request.public_key)
     secret = new_token("enrollment")
     now = now_ms()
@@ -108,7 +114,14 @@ async def enroll(
     await wait_or_undo(control, done, token, abandoned)
     control.metrics.enrollments.inc()
     return identity_answer(
-        control.settings, gateway, done.peer, secret, private, done.object, done.services
+        control.settings,
+        gateway,
+        done.peer,
+        secret,
+        private,
+        done.object,
+        done.services,
+        done.ingress,
     )
 
 
@@ -245,7 +258,9 @@ async def connect_service(
         done = await publish(control, tx, peer, before)
     await wait_or_undo(control, done, None)
     control.metrics.enrollments.inc()
-    return identity_answer(control.settings, gateway, peer, secret, private, done.object, [])
+    return identity_answer(
+        control.settings, gateway, peer, secret, private, done.object, [], done.ingress
+    )
 
 
 async def renew(
@@ -304,7 +319,7 @@ async def renew(
     await wait_or_undo(control, done, None)
     control.metrics.renewals.inc()
     return identity_answer(
-        control.settings, gateway, peer, secret, None, done.object, done.services
+        control.settings, gateway, peer, secret, None, done.object, done.services, done.ingress
     )
 
 

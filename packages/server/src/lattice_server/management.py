@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import delete, insert, select, tuple_, update
 
 from lattice_sdk.durations import format_duration
-from lattice_server import endings
+from lattice_server import endings, services, workspace_policy
 from lattice_server.answers import service_answer
-from lattice_server.api.models import ServiceBody, TokenBody
+from lattice_server.api.models import ServiceBody, TokenBody, port_records
 from lattice_server.clock import now_ms, rfc3339, to_ms
 from lattice_server.credentials import new_id, new_token, token_hash
 from lattice_server.hub import PeerObject
@@ -82,6 +82,7 @@ async def create_token(control: ControlPlane, body: TokenBody) -> dict[str, Any]
     async with control.database.write() as tx:
         if body.workspace_id is not None:
             await _check_workspace(tx, body.workspace_id)
+            await workspace_policy.check_presets(tx, body.workspace_id, body.presets)
         if (
             body.service is not None
             and await service_by_name(tx.connection, body.workspace_id or "", body.service) is None
@@ -161,13 +162,11 @@ async def create_service(control: ControlPlane, body: ServiceBody) -> dict[str, 
         peer_id=new_id("peer"),
         address="",
         hostnames=sorted(set(body.hostnames)) or _default_hostnames(body),
-        ports=[
-            {"port": port, "protocol": protocol}
-            for port, protocol in sorted({(p.port, p.protocol) for p in body.ports})
-        ],
+        ports=port_records(body.ports),
         designated=body.designated,
         created_at=now_ms(),
         kind=body.kind,
+        networks=sorted(set(body.networks)),
     )
     address: str | None = None
     try:
@@ -189,8 +188,9 @@ async def create_service(control: ControlPlane, body: ServiceBody) -> dict[str, 
                     )
                 peer = await peer_by_id(tx.connection, known.peer_id)
                 return service_answer(known, connected=bool(peer and peer.alive(now_ms())))
-            await _check_hostnames(tx, wanted)
+            await services.check_hostnames(tx, wanted)
             await _check_single(tx, wanted)
+            await services.check_networks(control, tx, wanted)
             address = await control.take_address(tx, wanted.peer_id)
             service = replace(wanted, address=address)
             await tx.connection.execute(insert(schema.services).values(**service.values()))
@@ -309,17 +309,6 @@ async def _check_workspace(tx: Transaction, workspace: str) -> None:
             f"there is no workspace {workspace}; create it first (POST /api/v1/workspaces)",
             errors=[{"field": "workspaceId", "message": "unknown"}],
         )
-
-
-async def _check_hostnames(tx: Transaction, wanted: ServiceRecord) -> None:
-    for other in await services_of(tx.connection, wanted.workspace_id):
-        if taken := set(other.hostnames) & set(wanted.hostnames):
-            raise ApiProblem(
-                "conflict",
-                f"the service {other.name} has the host name {min(taken)} already; "
-                "choose other hostnames",
-                errors=[{"field": "hostnames", "message": f"{min(taken)} is taken"}],
-            )
 
 
 async def _check_single(tx: Transaction, wanted: ServiceRecord) -> None:

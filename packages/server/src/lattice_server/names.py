@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lattice_server import destinations, terms
+from lattice_server.answers import beyond
 from lattice_server.clock import now_ms, to_ms
 from lattice_server.problems import ApiProblem
 from lattice_server.store import schema
@@ -32,7 +34,7 @@ async def claim(
     tx: Transaction,
     token: TokenRecord,
     peer: PeerRecord,
-    services: Iterable[ServiceRecord],
+    services: Collection[ServiceRecord],
     taken: list[str],
 ) -> PeerRecord:
     """Give the host names of an allow list their addresses; the peer with them.
@@ -51,6 +53,7 @@ async def claim(
         ApiProblem: ``destination_not_permitted``, ``egress_unavailable``, ``invalid_request`` or
             ``address_pool_exhausted``.
     """
+    _check_networks(control, peer, services)
     known = {name for service in services for name in service.hostnames}
     wanted = {
         rule["to"]
@@ -91,6 +94,20 @@ async def claim(
 def unavailable(detail: str) -> ApiProblem:
     """The 503 of an egress connector that is absent or does not take a change up in time."""
     return ApiProblem("egress_unavailable", detail, headers={"Retry-After": "1"})
+
+
+def _check_networks(
+    control: ControlPlane, peer: PeerRecord, services: Iterable[ServiceRecord]
+) -> None:
+    advertised = [IPv4Network(n) for service in services for n in service.networks]
+    for network in beyond(control.settings, peer):
+        if not any(IPv4Network(network).subnet_of(known) for known in advertised):
+            raise ApiProblem(
+                "invalid_request",
+                f"no connector of the workspace advertises {network}; correct allow, or start "
+                f"`lattice connect NAME --advertise {network}` first",
+                errors=[{"field": "allow", "message": f"nobody advertises {network}"}],
+            )
 
 
 def _check(wanted: Collection[str]) -> None:

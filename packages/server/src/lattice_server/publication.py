@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, update
@@ -13,6 +13,7 @@ from sqlalchemy import delete, update
 from lattice_server import delegation, endings, names
 from lattice_server.clock import now_ms
 from lattice_server.hub import PeerObject
+from lattice_server.presets import BUILT_IN, NOTHING, Presets
 from lattice_server.problems import gateway_unavailable
 from lattice_server.store import schema
 from lattice_server.store.database import Transaction
@@ -20,6 +21,7 @@ from lattice_server.store.queries import (
     connector_of,
     peer_by_id,
     peer_objects,
+    presets_of_workspace,
     ripple,
     services_of,
 )
@@ -36,6 +38,7 @@ class Publication:
     """A committed change: what to answer, what to wait for, what was there before.
 
     Attributes:
+        ingress: who may connect to the peer, in words.
         connector: id of the egress connector that has to serve the peer's host names, if any.
         routes: the revision that it has to have for that.
     """
@@ -45,6 +48,7 @@ class Publication:
     services: list[ServiceRecord]
     object: PeerObject | None = None
     revision: int = 0
+    ingress: list[str] = field(default_factory=list)
     connector: str | None = None
     routes: int = 0
 
@@ -61,14 +65,17 @@ async def publish(
 ) -> Publication:
     """Prepare what the gateway hears on commit: the peer, and agents whose grants it changes."""
     now = now_ms()
-    services = []
+    services: list[ServiceRecord] = []
+    presets: Presets = BUILT_IN
     if peer.kind == "agent":
         services = await services_of(tx.connection, peer.workspace_id)
-    [own] = await peer_objects(tx.connection, peer.workspace_id, [peer], now, services)
+        presets = await presets_of_workspace(tx.connection, peer.workspace_id)
+    [own] = await peer_objects(tx.connection, peer.workspace_id, [peer], now, services, presets)
     others: list[PeerObject] = []
     if peer.kind == "agent" and before is None:
         others = await ripple(tx.connection, peer.workspace_id, [peer.rule()], now)
     done = Publication(peer, before, services, own)
+    done.ingress = sorted(presets.get(peer.preset, NOTHING).ingress)
     named = any("address" in rule for rule in peer.allow)
     if named:
         connector = await connector_of(tx.connection, peer.workspace_id, now)

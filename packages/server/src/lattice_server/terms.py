@@ -8,8 +8,9 @@ from typing import Any
 
 from lattice_sdk.durations import format_duration
 from lattice_sdk.wire import AllowRule, Duration, EnrollRequest, Name, PublicKey, RequestModel
-from lattice_server import attenuation, destinations, policy
+from lattice_server import attenuation, destinations
 from lattice_server.clock import to_ms
+from lattice_server.presets import Preset, Presets
 from lattice_server.problems import ApiProblem
 from lattice_server.settings import ServerSettings
 from lattice_server.store.records import PeerRecord, TokenRecord
@@ -39,8 +40,10 @@ class Terms:
     max_lifetime: int
 
 
-def for_agent(settings: ServerSettings, token: TokenRecord, request: EnrollRequest) -> Terms:
-    """Decide an enrollment.
+def for_agent(
+    settings: ServerSettings, token: TokenRecord, request: EnrollRequest, presets: Presets
+) -> Terms:
+    """Decide an enrollment, with the presets that the token's workspace has.
 
     Raises:
         ApiProblem: ``workspace_mismatch``, ``unknown_preset``, ``preset_not_permitted``,
@@ -57,11 +60,11 @@ def for_agent(settings: ServerSettings, token: TokenRecord, request: EnrollReque
     # A sub-agent's token permits one preset, which need not be said again.
     delegated = token.presets[0] if token.delegated is not None and token.presets else None
     preset = request.policy_preset or delegated or "sandboxed"
-    if preset not in policy.PRESETS:
+    if preset not in presets:
         raise ApiProblem(
             "unknown_preset",
-            f"there is no preset of this name; choose {', '.join(policy.PRESETS)}",
-            errors=[{"field": "policyPreset", "message": f"one of {', '.join(policy.PRESETS)}"}],
+            f"there is no preset of this name; choose {', '.join(presets)}",
+            errors=[{"field": "policyPreset", "message": f"one of {', '.join(presets)}"}],
         )
     permitted = permitted_presets(token)
     if preset not in permitted:
@@ -72,9 +75,9 @@ def for_agent(settings: ServerSettings, token: TokenRecord, request: EnrollReque
             errors=[{"field": "policyPreset", "message": "not permitted by the token"}],
         )
     ttl, max_ttl = lifetime(settings, token, request.ttl)
-    allow = _allow(settings, token, preset, request.allow)
+    allow = _allow(settings, token, presets[preset], preset, request.allow)
     if token.delegated is not None:
-        allow = _as_delegated(token.delegated, request, preset, allow)
+        allow = _as_delegated(token.delegated, request, presets[preset], allow)
     return Terms(
         workspace=workspace,
         agent_type=agent_type(token, request),
@@ -93,7 +96,11 @@ def agent_type(token: TokenRecord, request: EnrollRequest) -> str:
 
 
 def permitted_presets(token: TokenRecord) -> frozenset[str]:
-    """The presets a workspace token permits; unless it names some, all but ``isolated``."""
+    """The presets a workspace token permits.
+
+    Unless it names some, ``sandboxed`` and ``coordinator``: what a workspace defines for itself may
+    reach further. An allow list that is permitted permits ``isolated``, which is for it.
+    """
     named = frozenset(("sandboxed", "coordinator") if token.presets is None else token.presets)
     return named | {"isolated"} if permits_allow(token) else named
 
@@ -150,16 +157,20 @@ def _checked(asked: timedelta, max_ttl: int) -> int:
 
 
 def _allow(
-    settings: ServerSettings, token: TokenRecord, preset: str, rules: list[AllowRule]
+    settings: ServerSettings,
+    token: TokenRecord,
+    words: Preset,
+    preset: str,
+    rules: list[AllowRule],
 ) -> list[dict[str, Any]]:
     if not rules:
         return []
-    if preset != "isolated":
+    if not words.own_list:
         raise ApiProblem(
             "invalid_request",
-            f"allow belongs to the preset isolated, and this is {preset}; "
-            "leave allow out or ask for isolated",
-            errors=[{"field": "allow", "message": "only with the preset isolated"}],
+            f"allow belongs to presets with the word allow, such as isolated, and this is "
+            f"{preset}; leave allow out or ask for another preset",
+            errors=[{"field": "allow", "message": "only with a preset that takes it"}],
         )
     if not permits_allow(token):
         raise ApiProblem(
@@ -175,7 +186,7 @@ def _allow(
 
 
 def _as_delegated(
-    delegated: dict[str, Any], request: EnrollRequest, preset: str, allow: list[dict[str, Any]]
+    delegated: dict[str, Any], request: EnrollRequest, preset: Preset, allow: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """The allow list of a sub-agent, which is to be what it was delegated as."""
     for field, name, asked in (
@@ -189,7 +200,7 @@ def _as_delegated(
                 errors=[{"field": field, "message": f"has to be {name}"}],
             )
     ceiling = delegated.get("allow")
-    if ceiling is None or preset != "isolated":
+    if ceiling is None or not preset.own_list:
         return allow
     if not allow:
         return list(ceiling)
@@ -214,14 +225,15 @@ def _destination(settings: ServerSettings, token: TokenRecord, rule: AllowRule, 
             f"{rule.to} is {error}",
             errors=[{"field": field, "message": str(error)}],
         ) from None
-    if to.kind in ("network", "pattern") or (to.kind == "address" and not _of_peer(settings, to)):
+    inside = to.kind in ("address", "network") and to.network.overlaps(settings.overlay)
+    if to.kind == "pattern" or (inside and not _of_peer(settings, to)):
         raise ApiProblem(
             "invalid_request",
-            f"allow takes IPv4 addresses of peers in the overlay {settings.overlay} and host "
-            "names, no CIDRs, patterns or other addresses",
+            f"allow takes addresses of peers in the overlay {settings.overlay}, addresses and "
+            f"networks that a connector advertises, and host names; {to.text} is none of these",
             errors=[{"field": field, "message": f"not a peer address in {settings.overlay}"}],
         )
-    if not _permitted(token, to, rule):
+    if not _permitted(settings, token, to, rule):
         raise not_permitted(f"{to.text}:{rule.port}/{rule.protocol}", field)
     return to.text
 
@@ -238,16 +250,21 @@ def not_permitted(what: str, field: str = "allow") -> ApiProblem:
 
 def _of_peer(settings: ServerSettings, to: destinations.Destination) -> bool:
     overlay, address = settings.overlay, to.network.network_address
+    if to.kind == "network":
+        return False
     reserved = (overlay.network_address, overlay.network_address + 1, overlay.broadcast_address)
     return address in overlay and address not in reserved
 
 
-def _permitted(token: TokenRecord, to: destinations.Destination, rule: AllowRule) -> bool:
-    """Without a list of its own a token permits what is inside the workspace, and no host beyond.
+def _permitted(
+    settings: ServerSettings, token: TokenRecord, to: destinations.Destination, rule: AllowRule
+) -> bool:
+    """Without a list of its own a token permits peers of the workspace, and nothing beyond.
 
-    Whether a name is one of the workspace's is for :mod:`lattice_server.names` to see.
+    Whether a name is one of the workspace's is for :mod:`lattice_server.names` to see. What was
+    delegated is compared with the parent's own list instead.
     """
     if token.allow is None:
-        return True
+        return to.kind == "name" or _of_peer(settings, to) or token.kind == "delegation"
     permits = destinations.permits_of(token.allow)
     return any(permit.covers(to, rule.port, rule.protocol) for permit in permits)

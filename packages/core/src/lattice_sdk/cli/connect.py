@@ -28,12 +28,21 @@ def connect(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The tool service.")],
     listen: Annotated[
-        list[int], typer.Option(min=1, max=65535, metavar="PORT", help="Port agents use.")
-    ],
+        list[int] | None,
+        typer.Option(min=1, max=65535, metavar="PORT", help="Port agents use."),
+    ] = None,
     to: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(metavar="HOST:PORT", help="Where the tool really listens, for each --listen."),
-    ],
+    ] = None,
+    advertise: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CIDR",
+            help="Lead agents into a network of this machine instead, as far as their allow lists "
+            "and tokens go; may be repeated.",
+        ),
+    ] = None,
     workspace: Workspace = None,
     hostname: Annotated[
         list[str] | None,
@@ -54,16 +63,23 @@ def connect(
         ),
     ] = False,
 ) -> None:
-    """Connect a tool service to the overlay, in the foreground, until Ctrl-C.
+    """Connect a tool service, or a network, to the overlay, until Ctrl-C.
 
     Takes the service's token. With an admin token a service that is not there
-    is made first.
+    is made first. Runs in the foreground.
 
     For example:
 
       lattice connect github-tools --listen 443 --to 127.0.0.1:9000
+      lattice connect office --advertise 10.0.7.0/24
     """
-    if len(listen) != len(to):
+    if advertise:
+        if listen or to or hostname or udp or proxy_protocol:
+            raise typer.BadParameter("--advertise goes with none of a tool service's options")
+        _connect_networks(session, name, advertise, workspace)
+        return
+    listen, to = listen or [], to or []
+    if len(listen) != len(to) or not listen:
         raise typer.BadParameter("each --listen PORT needs its --to HOST:PORT")
     if len(set(listen)) != len(listen):
         raise typer.BadParameter("a --listen PORT is there twice")
@@ -90,6 +106,34 @@ def connect(
         timeout=session.settings.timeout,
     )
     until_ended(connector, name, lambda: _announce(connector, forwards, session.output))
+
+
+def _connect_networks(
+    session: Session, name: str, networks: list[str], workspace: str | None
+) -> None:
+    from lattice_sdk.connector import NetworkConnector
+
+    service = {"name": name, "kind": "network", "networks": networks, "designated": False}
+    place = session.run(lambda api: ensure_service(session, api, service, workspace))
+    connector = NetworkConnector(
+        session.server,
+        session.token(),
+        name,
+        networks=networks,
+        workspace_id=place,
+        verify=session.settings.ca_file,
+        timeout=session.settings.timeout,
+    )
+
+    def announce() -> None:
+        if session.output is Format.json:
+            line = {"ready": True, "service": name, "peerId": connector.peer_id}
+            typer.echo(json.dumps(line | {"networks": networks}))
+            return
+        typer.echo(f"{name}: {', '.join(networks)}")
+        typer.echo("Ctrl-C ends it.", err=True)
+
+    until_ended(connector, name, announce)
 
 
 def until_ended(connector: Face, name: str, announce: Callable[[], None]) -> None:

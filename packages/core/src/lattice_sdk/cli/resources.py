@@ -279,6 +279,43 @@ def add_service(
     show_one(made, session.output)
 
 
+@services.command("change")
+@connected
+def change_service(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    workspace: Workspace = None,
+    designated: Annotated[
+        bool | None, typer.Option(help="Whether sandboxed and coordinator agents may reach it.")
+    ] = None,
+    port: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PORT[/udp]", help="All its ports from now on; may be repeated."),
+    ] = None,
+    hostname: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="All its host names from now on; may be repeated."),
+    ] = None,
+) -> None:
+    """Change a tool service; running agents gain and lose it at once. Needs an admin token.
+
+    For example:
+
+      lattice services change github-tools --no-designated
+    """
+    body = {
+        "designated": designated,
+        "ports": parse_ports(port) if port else None,
+        "hostnames": hostname or None,
+    }
+    given = {field: value for field, value in body.items() if value is not None}
+    params = {"workspaceId": session.workspace(workspace)}
+    changed = session.run(
+        lambda api: api.request("PATCH", _path("services", name), given, params=params)
+    )
+    show_one(changed, session.output)
+
+
 @services.command("list")
 @connected
 def list_services(session: Session, workspace: Workspace = None) -> None:

@@ -28,6 +28,7 @@ EventType = Literal[
     "token.created",
     "token.revoked",
     "service.created",
+    "service.changed",
     "service.removed",
     "policy.changed",
     "egress",

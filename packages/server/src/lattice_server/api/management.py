@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse, Response
 
 from lattice_sdk.wire import EnrollResponse
-from lattice_server import identities, management
+from lattice_server import identities, management, services
 from lattice_server.access import Principal, authenticate
 from lattice_server.api import models
 from lattice_server.api.common import Authorization, Control, Cursor, Limit, number_cursor, problems
@@ -149,6 +149,28 @@ async def list_services(
     """All tool services, by workspace and name."""
     await _admin(control, authorization)
     return JSONResponse(await management.list_services(control, workspace_id, limit, cursor))
+
+
+@router.patch(
+    "/api/v1/services/{name}",
+    response_model=None,
+    summary="Change a tool service",
+    responses={
+        200: {"model": models.ManagedService},
+        **problems(400, 401, 403, 404, 409, 413, 422),
+    },
+)
+async def change_service(
+    control: Control,
+    name: ServicePath,
+    body: models.ServiceChange,
+    workspace_id: WorkspaceQuery = None,
+    authorization: Authorization = None,
+) -> Response:
+    """Change what a service offers and to whom. Running agents gain and lose it within a second."""
+    await _admin(control, authorization)
+    workspace = workspace_id or await management.workspace_of_service(control, name)
+    return JSONResponse(await services.change_service(control, workspace, name, body))
 
 
 @router.delete(

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from lattice_sdk.wire import Duration, Name, Port, Protocol, RequestModel, Time, WireModel
-from lattice_server import destinations
-from lattice_server.policy import PRESETS
+from lattice_server import destinations, presets
 
 # Far beyond any use, and far from where a date overflows.
 LONGEST = timedelta(days=3650)
@@ -23,9 +22,10 @@ def _positive(value: timedelta) -> timedelta:
     return value
 
 
-def _known_presets(value: list[str]) -> list[str]:
-    if not set(value) <= set(PRESETS):
-        raise ValueError(f"each one of {', '.join(PRESETS)}")
+def _preset_names(value: list[str]) -> list[str]:
+    # Which presets there are depends on the workspace.
+    if not all(presets.NAME.fullmatch(name) for name in value):
+        raise ValueError("each the name of a preset, such as sandboxed")
     return sorted(set(value))
 
 
@@ -51,6 +51,9 @@ def _destination(value: str) -> str:
     return value if value == destinations.ANYTHING else destinations.parse(value).text
 
 
+AdvertisedNetwork = Annotated[str, Field(max_length=18), AfterValidator(destinations.check_network)]
+
+
 class PermitBody(RequestModel):
     """What identities of a token may have in ``allow``; a port or protocol left out is any.
 
@@ -73,7 +76,7 @@ class TokenBody(RequestModel):
     kind: Literal["workspace", "service", "gateway", "admin"]
     workspace_id: Name | None = None
     service: ServiceName | None = None
-    presets: Annotated[list[str], AfterValidator(_known_presets)] | None = None
+    presets: Annotated[list[str], AfterValidator(_preset_names)] | None = None
     max_ttl: Annotated[PositiveDuration | None, Field(alias="maxTTL")] = None
     max_lifetime: PositiveDuration | None = None
     uses: Annotated[int, Field(ge=1, le=10**9, strict=True)] | None = None
@@ -133,15 +136,50 @@ class ServiceBody(RequestModel):
     hostnames: Annotated[list[Hostname], Field(max_length=50)] = Field(default_factory=list)
     ports: Annotated[list[PortBody], Field(max_length=100)] = Field(default_factory=list)
     designated: Annotated[bool, Field(strict=True)] = True
-    kind: Literal["service", "egress"] = "service"
+    kind: Literal["service", "egress", "network"] = "service"
+    networks: Annotated[list[AdvertisedNetwork], Field(max_length=100)] = Field(
+        default_factory=list
+    )
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> ServiceBody:
         if self.kind == "service" and not self.ports:
             raise ValueError("a tool service needs at least one port")
-        if self.kind == "egress" and (self.ports or self.hostnames):
-            raise ValueError("an egress connector has no ports and hostnames of its own")
+        if self.kind != "service" and (self.ports or self.hostnames):
+            raise ValueError("ports and hostnames belong to tool services")
+        if (self.kind == "network") != bool(self.networks):
+            raise ValueError("networks are what a connector of kind network advertises")
         return self
+
+
+class ServiceChange(RequestModel):
+    """Body of ``PATCH /api/v1/services/{name}``; what is left out stays."""
+
+    hostnames: Annotated[list[Hostname], Field(max_length=50)] | None = None
+    ports: Annotated[list[PortBody], Field(min_length=1, max_length=100)] | None = None
+    designated: Annotated[bool, Field(strict=True)] | None = None
+    networks: Annotated[list[AdvertisedNetwork], Field(min_length=1, max_length=100)] | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """What is to change, as the store keeps it."""
+        changed: dict[str, Any] = {}
+        if self.hostnames is not None:
+            changed["hostnames"] = sorted(set(self.hostnames))
+        if self.ports is not None:
+            changed["ports"] = port_records(self.ports)
+        if self.designated is not None:
+            changed["designated"] = self.designated
+        if self.networks is not None:
+            changed["networks"] = sorted(set(self.networks))
+        return changed
+
+
+def port_records(ports: list[PortBody]) -> list[dict[str, Any]]:
+    """Ports as the store keeps them: sorted, each once."""
+    return [
+        {"port": port, "protocol": protocol}
+        for port, protocol in sorted({(p.port, p.protocol) for p in ports})
+    ]
 
 
 class ManagedService(WireModel):
@@ -154,6 +192,7 @@ class ManagedService(WireModel):
     ports: list[PortBody]
     designated: bool
     kind: str = "service"
+    networks: list[str] = Field(default_factory=list)
     peer_id: str
     connected: bool
     created_at: Time

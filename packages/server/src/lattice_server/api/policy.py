@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, Field
 
 from lattice_sdk.wire import RequestModel
-from lattice_server import workspace_policy
+from lattice_server import presets, workspace_policy
 from lattice_server.access import authenticate
 from lattice_server.api.common import Authorization, Control, problems
 
@@ -29,13 +29,42 @@ def _network(value: str) -> str:
 Network = Annotated[str, Field(max_length=64), AfterValidator(_network)]
 
 
+def _words(direction: str) -> AfterValidator:
+    return AfterValidator(lambda words: presets.check_words(words, direction))
+
+
+Word = Annotated[str, Field(max_length=80)]
+
+
+class PresetBody(RequestModel):
+    """A preset: where its agents may go, and who may come to them.
+
+    Egress words are ``services``, ``service:NAME``, ``agents`` and ``allow``, ingress words
+    ``agents``.
+    """
+
+    egress: Annotated[list[Word], Field(max_length=100), _words("egress")] = Field(
+        default_factory=list
+    )
+    ingress: Annotated[list[Word], Field(max_length=100), _words("ingress")] = Field(
+        default_factory=list
+    )
+
+
+PresetName = Annotated[str, Field(max_length=32), AfterValidator(presets.check_name)]
+
+
 class PolicyBody(RequestModel):
     """Body of ``PUT /api/v1/workspaces/{id}/policy``; what is left out is as if never set.
 
+    ``presets`` are the workspace's own, beside those that every workspace has.
     ``privateTargets`` are networks that host names may resolve to although they are private,
     loopback, link-local or otherwise none of the Internet.
     """
 
+    presets: Annotated[dict[PresetName, PresetBody], Field(max_length=100)] = Field(
+        default_factory=dict
+    )
     private_targets: Annotated[list[Network], Field(max_length=100)] = Field(default_factory=list)
 
     def record(self) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lattice_server import attenuation, policy
 from lattice_server.hub import PeerObject
+from lattice_server.presets import BUILT_IN, Presets, presets_of
 from lattice_server.store import schema
-from lattice_server.store.records import EGRESS, PeerRecord, ServiceRecord
+from lattice_server.store.records import EGRESS, NETWORK, SERVICE, PeerRecord, ServiceRecord
 
 IDS_AT_ONCE = 500  # in one statement; SQLite once took 999 at most
 
@@ -43,6 +44,13 @@ async def live_agents(
         )
     )
     return [PeerRecord.of(row) for row in rows]
+
+
+async def presets_of_workspace(connection: AsyncConnection, workspace: str) -> Presets:
+    """All presets that a workspace has."""
+    workspaces = schema.workspaces.c
+    document = await connection.scalar(select(workspaces.policy).where(workspaces.id == workspace))
+    return presets_of(document)
 
 
 async def peer_by_id(connection: AsyncConnection, peer_id: str) -> PeerRecord | None:
@@ -138,33 +146,44 @@ async def peer_objects(
     peers: Iterable[PeerRecord],
     now: int,
     services: list[ServiceRecord] | None = None,
+    presets: Presets | None = None,
 ) -> list[PeerObject]:
     """What the gateway has to know of these peers of one workspace, as the store has them now."""
     peers = list(peers)
     agents = [peer for peer in peers if peer.kind == "agent"]
     if agents and services is None:
         services = await services_of(connection, workspace)
+    if presets is None:
+        presets = await presets_of_workspace(connection, workspace) if agents else BUILT_IN
     rules = [service.rule() for service in services or ()]
     reachable: list[policy.AgentRule] = []
     if any(peer.preset != "sandboxed" for peer in agents):
+        accepting = policy.accepting_presets(presets)
         reachable = [
-            peer.rule()
-            for peer in await live_agents(connection, workspace, policy.ACCEPTS_INGRESS, now)
+            peer.rule() for peer in await live_agents(connection, workspace, accepting, now)
         ]
-    routes: tuple[str, ...] = ()
-    if any(serves_names(peer) for peer in peers):
-        routes = await name_addresses(connection, workspace)
+    routes = await routes_of(connection, workspace, peers)
     line = [*agents, *await ancestors(connection, agents)]
-    kin = kin_of(line, {p.id: policy.compile_grants(p.rule(), rules, reachable) for p in line})
+    compiled = {p.id: policy.compile_grants(p.rule(), rules, reachable, presets) for p in line}
+    kin = kin_of(line, compiled)
     return [
-        peer_object(peer, attenuation.bounded(peer.id, kin), routes if serves_names(peer) else ())
+        peer_object(peer, attenuation.bounded(peer.id, kin), routes.get(peer.id, ()))
         for peer in peers
     ]
 
 
-def serves_names(peer: PeerRecord) -> bool:
-    """Whether it is a workspace's egress connector."""
-    return peer.kind == "service" and peer.agent_type == EGRESS
+async def routes_of(
+    connection: AsyncConnection, workspace: str, peers: Iterable[PeerRecord]
+) -> dict[str, tuple[str, ...]]:
+    """What connectors among these peers serve beside their own addresses, by id."""
+    found: dict[str, tuple[str, ...]] = {}
+    for peer in peers:
+        if peer.kind == SERVICE and peer.agent_type == EGRESS:
+            found[peer.id] = await name_addresses(connection, workspace)
+        if peer.kind == SERVICE and peer.agent_type == NETWORK:
+            service = await service_by_name(connection, workspace, peer.name)
+            found[peer.id] = tuple(service.networks) if service else ()
+    return found
 
 
 def kin_of(
@@ -188,14 +207,15 @@ async def ripple(
     now: int,
 ) -> list[PeerObject]:
     """The other agents of the workspace whose grants change with these, as they are to be now."""
-    presets = frozenset[str]().union(*map(policy.affected_presets, changes))
-    candidates = await live_agents(connection, workspace, presets, now)
+    presets = await presets_of_workspace(connection, workspace)
+    names = frozenset[str]().union(*(policy.affected_presets(c, presets) for c in changes))
+    candidates = await live_agents(connection, workspace, names, now)
     rules = [candidate.rule() for candidate in candidates]
-    touched = {rule.id for change in changes for rule in policy.affected(change, rules)}
+    touched = {rule.id for change in changes for rule in policy.affected(change, rules, presets)}
     if not touched:
         return []
     return await peer_objects(
-        connection, workspace, [c for c in candidates if c.id in touched], now
+        connection, workspace, [c for c in candidates if c.id in touched], now, presets=presets
     )
 
 
@@ -207,6 +227,13 @@ async def whole_state(connection: AsyncConnection, now: int) -> list[PeerObject]
     routes: dict[str, tuple[str, ...]] = {}
     for row in await connection.execute(select(schema.names)):
         routes[row.workspace_id] = (*routes.get(row.workspace_id, ()), row.address)
+    workspaces = schema.workspaces.c
+    policies = {
+        row.id: presets_of(row.policy)
+        for row in await connection.execute(
+            select(workspaces.id, workspaces.policy).where(workspaces.policy.is_not(None))
+        )
+    }
     peers = schema.peers.c
     rows = await connection.execute(
         select(schema.peers)
@@ -220,14 +247,18 @@ async def whole_state(connection: AsyncConnection, now: int) -> list[PeerObject]
             policy.Workspace(
                 {s.name: s.rule() for s in services.get(workspace, ())},
                 {peer.id: peer.rule() for peer in members if peer.kind == "agent"},
+                policies.get(workspace, BUILT_IN),
             )
         )
         kin = kin_of((peer for peer in members if peer.kind == "agent"), compiled)
-        served = routes.get(workspace, ())
+        served = {s.peer_id: tuple(s.networks) for s in services.get(workspace, ())}
+        served |= {
+            s.peer_id: routes.get(workspace, ())
+            for s in services.get(workspace, ())
+            if s.kind == EGRESS
+        }
         state.extend(
-            peer_object(
-                peer, attenuation.bounded(peer.id, kin), served if serves_names(peer) else ()
-            )
+            peer_object(peer, attenuation.bounded(peer.id, kin), served.get(peer.id, ()))
             for peer in members
         )
     return state

@@ -9,7 +9,9 @@ from sqlalchemy import Row
 
 from lattice_server.policy import AgentRule, Grant, ServiceRule
 
-EGRESS = "egress"  # the kind of service that serves host names, and the type of its peer
+# Kinds of service, and the types of their peers: what serves its own address alone, host names, or
+# networks.
+SERVICE, EGRESS, NETWORK = "service", "egress", "network"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,12 @@ class ServiceRecord:
         """The service as the policy compiler sees it."""
         ports = frozenset((port["protocol"], port["port"]) for port in self.ports)
         return ServiceRule(
-            self.name, self.address, ports, self.designated, frozenset(self.hostnames)
+            self.name,
+            self.address,
+            ports,
+            self.designated,
+            frozenset(self.hostnames),
+            frozenset(self.networks),
         )
 
 
