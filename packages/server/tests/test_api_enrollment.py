@@ -273,7 +273,9 @@ def test_isolated_gets_its_list_where_the_token_permits(plane: Any, gateway: Any
         {"to": payroll["address"], "protocol": "tcp", "port": 80}
     ]
     assert [service["name"] for service in one["services"]] == ["payroll"]
-    for to in ("10.0.7.5", "10.96.0.0/24", "10.96.0.1", "::1", "\ud800"):
+    outside = plane.enroll(token, policyPreset="isolated", allow=[{"to": "10.0.7.5", "port": 80}])
+    assert (outside.status_code, outside.json()["code"]) == (403, "destination_not_permitted")
+    for to in ("10.96.0.0/24", "10.96.0.1", "::1", "\ud800"):
         answer = plane.call(
             "POST",
             "/api/v1/agent-enroll",
