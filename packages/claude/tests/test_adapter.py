@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import signal
 import ssl
 import subprocess
@@ -44,6 +45,8 @@ Options = Any
 pytestmark = pytest.mark.anyio
 GRANTED = "http://github-tools.lattice/"
 FETCH = "curl --silent --show-error --max-time 10 '{url}'"
+# As the proxy says it, or as the kernel does in a namespace.
+REFUSED = re.compile(r"sandboxed|403|Couldn't connect|[Rr]efused")
 # A server of the Model Context Protocol with one tool, over its standard streams.
 MCP_SERVER = """
 import json, os, sys, urllib.request
@@ -58,7 +61,7 @@ def answer(method, params):
     try:
         text = urllib.request.urlopen(params["arguments"]["url"], timeout=10).read().decode()
     except OSError as error:
-        text = f"refused: {error}"
+        text = str(error)
     return {"content": [{"type": "text", "text": text}]}
 
 for line in sys.stdin:
@@ -73,6 +76,14 @@ for line in sys.stdin:
 def agent(lattice_world: World, served_model: ScriptedModel) -> Iterator[LatticeAgent]:
     """One open agent for the tests that need no life of their own; the model is granted to it."""
     with LatticeAgent(**lattice_world.settings(agent_name="shared")) as agent:
+        yield agent
+
+
+@pytest.fixture(scope="module")
+def proxied(lattice_world: World, served_model: ScriptedModel) -> Iterator[LatticeAgent]:
+    """An agent on whose machine no program can be isolated."""
+    settings = lattice_world.settings(agent_name="proxied", backend="userspace")
+    with LatticeAgent(**settings) as agent:
         yield agent
 
 
@@ -98,7 +109,7 @@ async def test_bash_reaches_what_is_granted_from_the_agents_address_and_nothing_
         assert await ask(client) == "done"
     granted, ungranted = results(model.requests[-1]["messages"])
     assert json.loads(granted) == {"service": "github-tools", "client": agent.overlay_ip}
-    assert "sandboxed" in ungranted
+    assert REFUSED.search(ungranted)
     assert "payroll" not in ungranted
 
 
@@ -160,7 +171,7 @@ async def test_mcp_servers_that_the_command_starts_have_the_agents_network(
         await ask(client)
     granted, ungranted = results(model.requests[-1]["messages"])
     assert json.loads(granted)["client"] == agent.overlay_ip
-    assert ungranted.startswith("refused: HTTP Error 403")
+    assert REFUSED.search(ungranted)
 
 
 async def test_tools_hooks_and_permissions_find_their_agent(
@@ -249,7 +260,7 @@ async def test_command_that_does_not_start_leaves_nothing(
 
 
 async def test_neither_arguments_nor_environment_of_the_command_hold_a_secret(
-    agent: LatticeAgent, model: ScriptedModel, options: Options, monkeypatch: pytest.MonkeyPatch
+    proxied: LatticeAgent, model: ScriptedModel, options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LATTICE_TOKEN", "lt-workspace-token")
     monkeypatch.setenv("LATTICE_TOKEN_FILE", "/somewhere/token")
@@ -257,9 +268,9 @@ async def test_neither_arguments_nor_environment_of_the_command_hold_a_secret(
     model.script = [[call("Bash", command=look)], echo]
     # Without care the SDK puts settings into the arguments when there are these.
     given = options(sandbox={"enabled": False}, settings='{"env": {"OF_THE_CALLER": "yes"}}')
-    async with ClaudeSDKClient(claude_options(agent, given)) as client:
+    async with ClaudeSDKClient(claude_options(proxied, given)) as client:
         command, _, started = (await ask(client)).partition("---")
-    password = agent.proxy_env()["HTTP_PROXY"].rpartition("@")[0].rpartition(":")[2]
+    password = proxied.proxy_env()["HTTP_PROXY"].rpartition("@")[0].rpartition(":")[2]
     assert "ANTHROPIC_BASE_URL" in command
     for secret in (password, "lt-workspace-token", "/somewhere/token"):
         assert secret not in command
@@ -270,10 +281,10 @@ async def test_neither_arguments_nor_environment_of_the_command_hold_a_secret(
 
 
 async def test_command_that_ignores_its_settings_is_refused_by_the_proxy(
-    agent: LatticeAgent, model: ScriptedModel, options: Options
+    proxied: LatticeAgent, model: ScriptedModel, options: Options
 ) -> None:
     model.script = [[say("reached")]]
-    bound = claude_options(agent, options())
+    bound = claude_options(proxied, options())
     unset = replace(bound, settings=None)
     with pytest.raises(Exception, match="407"):
         async for _ in query(prompt="Go on.", options=unset):
@@ -285,7 +296,7 @@ def test_options_keep_the_agent_and_all_that_the_caller_set(
     lattice_world: World, options: Options, tmp_path: Path
 ) -> None:
     given = options(model="claude-x", env={"MINE": "1"}, extra_args={"debug": None})
-    agent = LatticeAgent(**lattice_world.settings()).open()
+    agent = LatticeAgent(**lattice_world.settings(backend="userspace")).open()
     peer = agent.peer_id
     bound = claude_options(agent, given)
     assert isinstance(bound, ClaudeAgentOptions)

@@ -103,7 +103,8 @@ def test_settings_of_the_caller_are_kept_and_its_token_is_not(
     environment: Mapping[str, str], program: Callable[[str], str]
 ) -> None:
     program('cat "$2"; echo; shift 2; echo "$@"; env')
-    done = run(environment, "claude", "-p", "--settings", '{"env": {"A": "b"}, "model": "x"}', "hi")
+    proxied = {**environment, "LATTICE_BACKEND": "userspace"}
+    done = run(proxied, "claude", "-p", "--settings", '{"env": {"A": "b"}, "model": "x"}', "hi")
     settings, arguments, *rest = done.stdout.splitlines()
     assert arguments == "-p hi"
     found = json.loads(settings)

@@ -25,9 +25,13 @@ from support.waiting import wait_for
 class Isolating(LatticeAgent):
     """An agent that can run programs in a namespace; here its ``wrap`` leaves a mark only."""
 
-    isolation = "namespace"
+    mark = "namespace"
 
-    def wrap(self, argv: list[str]) -> list[str]:
+    @property
+    def isolation(self) -> Any:
+        return self.mark
+
+    def wrap(self, argv: Any, **_: Any) -> list[str]:
         return ["env", "LATTICE_WRAPPED=it is", *argv]
 
 
@@ -49,7 +53,7 @@ async def test_agent_that_isolates_starts_the_command_itself_and_no_proxy(
 
 def test_isolation_that_is_none_takes_the_proxy(lattice_world: World) -> None:
     with Isolating(**lattice_world.settings()) as agent:
-        agent.isolation = "proxy"
+        agent.mark = "proxy"
         way = launch(agent, "claude")
     assert way.secret_environment
     assert "env" not in way.command
@@ -118,7 +122,7 @@ def test_private_settings_are_in_a_private_file_where_memory_has_no_path(
 def test_command_that_a_forked_child_starts_is_not_started(
     lattice_world: World, tmp_path: Path
 ) -> None:
-    with LatticeAgent(**lattice_world.settings()) as agent:
+    with LatticeAgent(**lattice_world.settings(backend="userspace")) as agent:
         bound = claude_options(agent, ClaudeAgentOptions(cli_path="/bin/echo"))
     child = os.fork()
     if child == 0:
@@ -141,7 +145,7 @@ def test_nothing_of_the_settings_is_open_after_the_options(lattice_world: World)
         return [one.name for one in links if "lattice-claude" in _target(one)]
 
     before = in_memory()
-    with LatticeAgent(**lattice_world.settings()) as agent:
+    with LatticeAgent(**lattice_world.settings(backend="userspace")) as agent:
         kept = [claude_options(agent) for _ in range(3)]
         assert len(in_memory()) == len(before) + 3
         kept.clear()
