@@ -7,7 +7,8 @@ Measures on the machine it runs on, against a real gateway in a namespace of its
 * the keeper's start, and a tunnel of each kind from the call to its proof;
 * memory of engine and keeper for each further tunnel that has carried a little;
 * one TCP connection's throughput, both ways, to a service whose end is a kernel socket in a
-  namespace of its own (TUN where it can be opened).
+  namespace of its own (TUN where it can be opened), and the engine's processor time for each GB,
+  which tells more where the machine does other things, too.
 """
 
 from __future__ import annotations
@@ -51,6 +52,12 @@ def resident_mb(pid: int) -> float:
     return 0.0
 
 
+def cpu_seconds(pid: int) -> float:
+    """User and system time of the process, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Fabric:
     """A gateway and what its peers are told."""
 
@@ -86,8 +93,8 @@ class Fabric:
 
 
 @contextlib.contextmanager
-def fabric(kind: str) -> Iterator[Fabric]:
-    """A gateway whose device is of that kind where the machine has it."""
+def fabric() -> Iterator[Fabric]:
+    """A gateway with no peers."""
     with tempfile.TemporaryDirectory() as directory:
         key = Path(directory, "key")
         key.write_text(key_pair()[0])
@@ -144,22 +151,29 @@ def connect(made: dict[str, Any], port: int) -> socket.socket:
     return connection
 
 
-def throughput(made: dict[str, Any], megabytes: int) -> dict[str, float]:
-    """Mbit/s of one connection each way."""
+def throughput(made: dict[str, Any], pid: int, megabytes: int) -> dict[str, float]:
+    """Mbit/s of one connection each way, and what it costs the engine."""
     buffer, wanted = bytearray(CHUNK), megabytes * 1024 * 1024
     with connect(made, PORTS["download"]) as connection:
-        started, received = time.perf_counter(), 0
+        started, before, received = time.perf_counter(), cpu_seconds(pid), 0
         while received < wanted:
             received += connection.recv_into(buffer)
         down = received / (time.perf_counter() - started)
+        down_cpu = (cpu_seconds(pid) - before) / received
     with connect(made, PORTS["upload"]) as connection:
-        started = time.perf_counter()
+        started, before = time.perf_counter(), cpu_seconds(pid)
         for _ in range(wanted // CHUNK):
             connection.sendall(buffer)
         connection.shutdown(socket.SHUT_WR)
         connection.recv(1)
         up = wanted / (time.perf_counter() - started)
-    return {"down_mbit_s": round(down * 8 / 1e6), "up_mbit_s": round(up * 8 / 1e6)}
+        up_cpu = (cpu_seconds(pid) - before) / wanted
+    return {
+        "down_mbit_s": round(down * 8 / 1e6),
+        "down_engine_s_per_gb": round(down_cpu * 1e9, 1),
+        "up_mbit_s": round(up * 8 / 1e6),
+        "up_engine_s_per_gb": round(up_cpu * 1e9, 1),
+    }
 
 
 def tunnels(place: Fabric, network: dict[str, str], third: int, count: int) -> dict[str, Any]:
@@ -208,14 +222,14 @@ def main() -> None:
     result: dict[str, Any] = {
         "machine": {"kernel": platform.release(), "cores": os.cpu_count(), "user": os.getuid()}
     }
-    with fabric("own") as place, EngineProcess.start_netstack() as other:
+    with fabric() as place, EngineProcess.start_netstack() as other:
         result["gateway_device"] = place.status["device"]
         serve(place.open(other, SERVICE, {"kind": "namespace"}))
         for third, (name, network) in enumerate(kinds.items(), start=1):
             result[name] = tunnels(place, network, third, options.tunnels)
             with EngineProcess.start_netstack() as engine:
                 made = place.open(engine, f"10.96.{third}.250", network)
-                result[name] |= throughput(made, options.megabytes)
+                result[name] |= throughput(made, engine.pid, options.megabytes)
     print(json.dumps(result, indent=2))
 
 

@@ -2,20 +2,25 @@
 package wg
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
+	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 )
 
 const socketBuffer = 4 << 20
 
-// Bind is one UDP socket that moves one packet at a time. wireguard-go's own bind keeps 128 buffers of
-// 64 KiB for each address family and device, 16 MiB for an agent that mostly waits.
+// Bind is one UDP socket that receives one packet at a time, and sends at once what it is given at once.
+// wireguard-go's own bind keeps 128 buffers of 64 KiB for each address family and device, 16 MiB for an
+// agent that mostly waits.
 type Bind struct {
 	mu     sync.Mutex
 	socket *net.UDPConn
+	single atomic.Bool // the kernel or the way out does not split datagrams
 }
 
 // NewBind returns a bind that opens its socket when the device comes up.
@@ -73,10 +78,27 @@ func (b *Bind) Send(packets [][]byte, to conn.Endpoint) error {
 	if !ok {
 		return conn.ErrWrongEndpointType
 	}
-	for _, packet := range packets {
-		if _, err := socket.WriteToUDPAddrPort(packet, destination.AddrPort); err != nil {
-			return err
+	for len(packets) > 0 {
+		train := 1
+		if !b.single.Load() {
+			train = trainOf(packets)
 		}
+		if train > 1 {
+			err := sendTrain(socket, packets[:train], destination.AddrPort)
+			if err == nil {
+				packets = packets[train:]
+				continue
+			}
+			if !errors.Is(err, unix.EMSGSIZE) && !errors.Is(err, unix.EINVAL) {
+				b.single.Store(true) // for good: it is not the size of these that is in the way
+			}
+		}
+		for _, packet := range packets[:train] {
+			if _, err := socket.WriteToUDPAddrPort(packet, destination.AddrPort); err != nil {
+				return err
+			}
+		}
+		packets = packets[train:]
 	}
 	return nil
 }

@@ -1,0 +1,122 @@
+package wg
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// packet has a size and content of its own.
+func packet(number, size int) []byte { return bytes.Repeat([]byte{byte(number)}, size) }
+
+func TestTrainsAreOfOneSizeAndFitACall(t *testing.T) {
+	many := func(count, size int) (packets [][]byte) {
+		for range count {
+			packets = append(packets, make([]byte, size))
+		}
+		return packets
+	}
+	for name, c := range map[string]struct {
+		packets [][]byte
+		train   int
+	}{
+		"one":                         {many(1, 100), 1},
+		"equal":                       {many(40, 1452), 40},
+		"the last is shorter":         {append(many(3, 100), make([]byte, 50)), 4},
+		"a shorter one is the last":   {append(append(many(3, 100), make([]byte, 50)), many(3, 100)...), 4},
+		"a longer one begins another": {append(many(3, 100), make([]byte, 150)), 3},
+		"too many":                    {many(200, 100), 64},
+		"too large":                   {many(100, 9000), 7},
+		"one that is larger than all": {many(2, 65300), 1},
+	} {
+		if train := trainOf(c.packets); train != c.train {
+			t.Errorf("%s: %d, not %d", name, train, c.train)
+		}
+	}
+}
+
+func TestWhatIsSentAtOnceArrivesAsItWasInItsOrder(t *testing.T) {
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		for _, single := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/single=%t", host, single), func(t *testing.T) {
+				receiver, err := net.ListenPacket("udp", net.JoinHostPort(host, "0"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer receiver.Close()
+				_ = receiver.(*net.UDPConn).SetReadBuffer(socketBuffer)
+				sender := NewBind()
+				if _, _, err := sender.Open(0); err != nil {
+					t.Fatal(err)
+				}
+				defer sender.Close()
+				sender.single.Store(single)
+				to, err := sender.ParseEndpoint(receiver.LocalAddr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				var packets [][]byte
+				for number, size := range slices.Concat(slices.Repeat([]int{1452}, 100), []int{60, 60, 1452, 700, 1452, 1452, 32, 1, 60000, 60000, 2}) {
+					packets = append(packets, packet(number, size))
+				}
+				if err := sender.Send(packets, to); err != nil {
+					t.Fatal(err)
+				}
+				received := make([]byte, 65536)
+				_ = receiver.SetReadDeadline(time.Now().Add(10 * time.Second))
+				for number, sent := range packets {
+					size, _, err := receiver.ReadFrom(received)
+					if err != nil || !bytes.Equal(received[:size], sent) {
+						t.Fatalf("packet %d: %d bytes of %d, %v", number, size, len(sent), err)
+					}
+				}
+				if sender.single.Load() != single {
+					t.Error("trains were given up")
+				}
+			})
+		}
+	}
+}
+
+func TestWhatTheKernelDoesNotSplitIsSentOneByOne(t *testing.T) {
+	receiver, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer receiver.Close()
+	sender := NewBind()
+	if _, _, err := sender.Open(0); err != nil {
+		t.Fatal(err)
+	}
+	defer sender.Close()
+	to, err := sender.ParseEndpoint(receiver.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := sender.socket.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Without checksums it splits nothing.
+	if err := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_NO_CHECK, 1) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := sendTrain(sender.socket, [][]byte{{1}, {2}}, to.(endpoint).AddrPort); err == nil {
+		t.Fatal("it does")
+	}
+	if err := sender.Send([][]byte{{1}, {2}, {3}, {}, {}}, to); err != nil {
+		t.Fatal(err)
+	}
+	_ = receiver.SetReadDeadline(time.Now().Add(10 * time.Second))
+	received := make([]byte, 10)
+	for _, sent := range [][]byte{{1}, {2}, {3}, {}, {}} {
+		if size, _, err := receiver.ReadFrom(received); err != nil || !bytes.Equal(received[:size], sent) {
+			t.Fatal(received[:size], err)
+		}
+	}
+}
