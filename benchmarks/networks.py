@@ -4,7 +4,7 @@
 
 Measures on the machine it runs on, against a real gateway in a namespace of its own:
 
-* the keeper's start, and a tunnel of each kind from the call to its proof;
+* the keeper's start, a namespace, and a tunnel of each kind from the call to its proof;
 * memory of engine and keeper for each further tunnel that has carried a little;
 * one TCP connection's throughput, both ways, to a service whose end is a kernel socket in a
   namespace of its own (TUN where it can be opened), and the engine's processor time for each GB,
@@ -207,6 +207,27 @@ def tunnels(place: Fabric, network: dict[str, str], third: int, count: int) -> d
         }
 
 
+def namespaces(rounds: int) -> dict[str, float]:
+    """What the keeper's start takes, and a namespace with its device and end."""
+
+    def once(engine: EngineProcess) -> float:
+        started = time.perf_counter()
+        if not engine.client.networks()["namespace"]["able"]:
+            raise RuntimeError("this machine has no network namespaces for this user")
+        return time.perf_counter() - started
+
+    starts, further = [], []
+    for _ in range(rounds):
+        with EngineProcess.start_netstack() as engine:
+            first = once(engine)
+            further += [once(engine) for _ in range(3)]
+            starts.append(first - statistics.median(further))
+    return {
+        "keeper_start_ms": round(statistics.median(starts) * 1000, 1),
+        "namespace_ms": round(statistics.median(further) * 1000, 1),
+    }
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -222,6 +243,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "machine": {"kernel": platform.release(), "cores": os.cpu_count(), "user": os.getuid()}
     }
+    result |= namespaces(10)
     with fabric() as place, EngineProcess.start_netstack() as other:
         result["gateway_device"] = place.status["device"]
         serve(place.open(other, SERVICE, {"kind": "namespace"}))

@@ -64,6 +64,10 @@ func below(pid, pidfd int) bool {
 	if pid == 0 { // not in a namespace that this one sees: beside or above it
 		return false
 	}
+	ours, err := depth("/proc/self/status")
+	if err != nil { // without /proc there are no sandboxes, either
+		return false
+	}
 	theirs, err := depth(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return true
@@ -72,8 +76,7 @@ func below(pid, pidfd int) bool {
 	if pidfd >= 0 && ended(pidfd) {
 		return true
 	}
-	ours, err := depth("/proc/self/status")
-	return err != nil || theirs > ours
+	return theirs > ours
 }
 
 // depth is how many process numbers a process has, one for each PID namespace that it is in (proc_pid_status(5)).
