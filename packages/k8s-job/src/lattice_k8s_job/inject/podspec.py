@@ -1,0 +1,82 @@
+"""Puts the parts into a manifest, where they stand already or where they disturb least."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+from lattice_k8s_job.inject import containers, nodes
+from lattice_k8s_job.inject.options import Options
+from lattice_k8s_job.inject.workloads import (
+    Workload,
+    agents,
+    check,
+    ends_with_agents,
+    grace,
+)
+from lattice_k8s_job.layout import CA_VOLUME, SIDECAR, Sidecar
+
+LABEL = "lattice.io/agent-managed"
+KIND_LENGTH = 63
+
+
+def put(workload: Workload, options: Options) -> None:
+    """Give the workload's pods what the options say. Again it changes nothing.
+
+    Raises:
+        ConfigurationError: it would be unsafe, or not work.
+    """
+    check(workload, options)
+    spec = workload.spec
+    native = options.sidecar is Sidecar.NATIVE
+    regular = [one for one in spec["containers"] if one.get("name") != SIDECAR]
+    others = len(regular) if ends_with_agents(workload) else 0
+    kind = workload.name[:KIND_LENGTH].rstrip("-.")
+    init = containers.init_container(options, kind)
+    sidecar = containers.sidecar_container(options, kind, others, grace(workload))
+    for container in agents(workload, options):
+        _put_environment(container, options)
+    starters = nodes.sequence(spec, "initContainers", before="containers")
+    if native:
+        nodes.remove(spec["containers"], SIDECAR)
+        nodes.put(starters, [init, sidecar])
+        # They come after the sidecar, and have the network too.
+        for container in agents(workload, options, "initContainers"):
+            _put_environment(container, options)
+    else:
+        nodes.remove(starters, SIDECAR)
+        # Last, so that the identity does not wait for the others.
+        nodes.put(starters, [init], at_end=True)
+        nodes.put(spec["containers"], [sidecar])
+        if spec.get("shareProcessNamespace") is not True:
+            nodes.insert(spec, "shareProcessNamespace", True, before="initContainers")
+    held = nodes.sequence(spec, "volumes", before="containers")
+    nodes.put(held, containers.volumes(options))
+    if options.ca is None:
+        nodes.remove(held, CA_VOLUME)
+    _put_label(workload)
+
+
+def _put_environment(container: MutableMapping[str, Any], options: Options) -> None:
+    wanted = containers.agent_environment(options)
+    if not wanted and not container.get("env"):
+        return
+    held = nodes.sequence(container, "env", after=("image", "name"))
+    if any(one.get("name") == containers.PASSWORD for one in held):
+        for name in containers.agent_variables() - {one["name"] for one in wanted}:
+            nodes.remove(held, name)
+    nodes.put(held, wanted)
+
+
+def _put_label(workload: Workload) -> None:
+    template = workload.template
+    if template.get("metadata") is None:
+        nodes.insert(template, "metadata", CommentedMap(), before="spec")
+    metadata = template["metadata"]
+    if metadata.get("labels") is None:
+        metadata["labels"] = CommentedMap()
+    if metadata["labels"].get(LABEL) != "true":
+        metadata["labels"][LABEL] = DoubleQuotedScalarString("true")
