@@ -290,5 +290,5 @@ TOLD_TO_NOBODY = ("privateKey", "enrollmentToken")
 
 def test_other_words_are_wrong_usage(pod: PodProcesses) -> None:
     with pod.start("agent", token=False) as process:
-        assert "usage: lattice-k8s init|sidecar" in process.communicate(timeout=10)[1]
+        assert "usage: lattice-k8s init|sidecar|wait" in process.communicate(timeout=10)[1]
     assert process.returncode == 2

@@ -11,12 +11,13 @@ import sys
 from lattice_k8s_job.ending import Ending
 
 USAGE = """\
-usage: lattice-k8s init|sidecar
+usage: lattice-k8s init|sidecar|wait
 
 The two containers of Lattice in a pod. Their settings are in the environment, where
 `lattice k8s inject` puts them.
   init      enrolls the pod, leaves the identity in the shared volume and ends
   sidecar   takes the identity up and keeps it until the pod ends
+  wait      ends once the sidecar is ready
 """
 
 
@@ -27,6 +28,10 @@ def main() -> None:
     if arguments in (["-h"], ["--help"]):
         print(USAGE, end="")
         return
+    if arguments == ["wait"]:
+        from lattice_k8s_job.wait import wait
+
+        sys.exit(wait())
     if arguments not in (["init"], ["sidecar"]):
         print(USAGE, end="", file=sys.stderr)
         sys.exit(2)

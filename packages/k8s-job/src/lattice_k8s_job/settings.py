@@ -46,7 +46,7 @@ class PodSettings(BaseSettings):
         proxy_password: what the proxy asks for, besides the user ``pod``.
         health_port: port of ``/healthz`` and ``/readyz``, on all addresses.
         sidecar: how the cluster runs the sidecar.
-        containers: how many other containers the pod has.
+        containers: with how many other containers an ordinary sidecar ends; 0 for never by itself.
         grace: the pod's ``terminationGracePeriodSeconds``.
     """
 
@@ -65,7 +65,7 @@ class PodSettings(BaseSettings):
     proxy_password: SecretStr | None = None
     health_port: int = Field(layout.HEALTH_PORT, gt=0, lt=65536)
     sidecar: Sidecar = Sidecar.NATIVE
-    containers: int = Field(1, gt=0)
+    containers: int = Field(0, ge=0)
     grace: float = Field(30.0, ge=0)
 
     def agent(self, **changes: Any) -> dict[str, Any]:

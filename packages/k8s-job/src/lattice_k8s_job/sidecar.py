@@ -106,7 +106,7 @@ class Keeper:
     async def _keep(self) -> None:
         assert self.agent is not None  # noqa: S101 - taken up before
         ends = [asyncio.ensure_future(self.ending.wait())]
-        if self._others is not None:
+        if self._others is not None and self.settings.containers:
             ends.append(asyncio.ensure_future(self._others.ended(self.settings.containers)))
         over = asyncio.ensure_future(self._epitaph())
         try:

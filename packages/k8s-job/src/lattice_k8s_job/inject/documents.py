@@ -50,7 +50,12 @@ def inject(text: str, options: Options) -> Result:
         if number % 2 or _NOTHING.fullmatch(part):
             parts.append(part)
             continue
-        parts.append(_document(part, text.count("\n", 0, sum(map(len, parts))), options, result))
+        line = text.count("\n", 0, sum(map(len, parts)))
+        if "\r\n" in part:
+            plain = _document(part.replace("\r\n", "\n"), line, options, result)
+            parts.append(plain.replace("\n", "\r\n"))
+        else:
+            parts.append(_document(part, line, options, result))
     result.text = "".join(parts)
     result.changed = result.text != text
     return result
@@ -94,9 +99,7 @@ def _document(part: str, line: int, options: Options, result: Result) -> str:
     after = yaml_text(yaml, document)
     if after == before:
         return part
-    if "\r\n" in part:
-        after = after.replace("\n", "\r\n")
-    return after if part.endswith("\n") else after.rstrip("\r\n")
+    return after if part.endswith("\n") else after.rstrip("\n")
 
 
 def _yaml(text: str) -> YAML:

@@ -56,26 +56,33 @@ def insert(
         parent[key] = value
 
 
-def put(held: CommentedSeq, items: Sequence[dict[str, Any]], *, at_end: bool = False) -> None:
+def put(held: CommentedSeq, items: Sequence[dict[str, Any]], *, only_at: int | None = None) -> None:
     """Have elements in a sequence: those of a name that is there in its place, the others first.
 
     Args:
         held: elements with a ``name`` each.
         items: what shall be there.
-        at_end: new ones last instead.
+        only_at: where they have to be: 0 for first, -1 for last.
     """
-    places = {one.get("name"): index for index, one in enumerate(held)}
+    wanted = [item["name"] for item in items]
+    found = [one.get("name") for one in held]
+    place = found[: len(wanted)] if only_at == 0 else found[-len(wanted) :]
+    if only_at is not None and place != wanted:
+        for name in wanted:
+            remove(held, name)
     new = []
     for item in items:
-        index = places.get(item["name"])
-        if index is None:
+        for index, one in enumerate(held):
+            if one.get("name") == item["name"]:
+                if one != item:
+                    held[index] = node(item)
+                break
+        else:
             new.append(node(item))
-        elif held[index] != item:
-            held[index] = node(item)
     if not new:
         return
-    comments = None if at_end or not held else _take_comments_before(held)
-    start = len(held) if at_end else 0
+    start = len(held) if only_at == -1 else 0
+    comments = _take_comments_before(held) if held and not start else ""
     for offset, one in enumerate(new):
         held.insert(start + offset, one)
     if comments:

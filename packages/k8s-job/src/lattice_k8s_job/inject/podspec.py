@@ -42,15 +42,15 @@ def put(workload: Workload, options: Options) -> None:
     starters = nodes.sequence(spec, "initContainers", before="containers")
     if native:
         nodes.remove(spec["containers"], SIDECAR)
-        nodes.put(starters, [init, sidecar])
+        nodes.put(starters, [init, sidecar], only_at=0)
         # They come after the sidecar, and have the network too.
         for container in agents(workload, options, "initContainers"):
             _put_environment(container, options)
     else:
         nodes.remove(starters, SIDECAR)
         # Last, so that the identity does not wait for the others.
-        nodes.put(starters, [init], at_end=True)
-        nodes.put(spec["containers"], [sidecar])
+        nodes.put(starters, [init], only_at=-1)
+        nodes.put(spec["containers"], [sidecar], only_at=0)
         if spec.get("shareProcessNamespace") is not True:
             nodes.insert(spec, "shareProcessNamespace", True, before="initContainers")
     held = nodes.sequence(spec, "volumes", before="containers")

@@ -113,6 +113,12 @@ def check(workload: Workload, options: Options) -> None:
         ConfigurationError: that it is so.
     """
     spec = workload.spec
+    for container in (*spec["containers"], *(spec.get("initContainers") or [])):
+        if not isinstance(container["name"], str) or not isinstance(container.get("image"), str):
+            raise workload.error(
+                f"its container {container['name']} has no image that is a name",
+                "A template is rendered first: helm template … | lattice k8s inject -",
+            )
     if spec.get("hostNetwork"):
         raise workload.error(
             "its pods use the node's network, in which every process could use their tunnel",
