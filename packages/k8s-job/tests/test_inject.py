@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +12,6 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml as pyyaml
-from ruamel.yaml import YAML
 
 from lattice_k8s_job import layout
 from lattice_k8s_job.inject import Options, inject
@@ -300,10 +299,13 @@ def test_text_without_pods_stays_byte_for_byte() -> None:
 
 
 def test_members_of_a_list_are_injected() -> None:
-    items = [YAML().load(manifest(kind)) for kind in ("Job", "Deployment")]
-    stream = io.StringIO()
-    YAML().dump({"apiVersion": "v1", "kind": "List", "items": items}, stream)
-    assert inject(stream.getvalue(), OPTIONS).injected == ["Job work", "Deployment work"]
+    items = [pyyaml.safe_load(manifest(kind)) for kind in ("Job", "Deployment")]
+    text = pyyaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": items})
+    result = inject(text, OPTIONS)
+    assert result.injected == ["Job work", "Deployment work"]
+    assert inject(result.text, OPTIONS).text == result.text
+    for item in pyyaml.safe_load(result.text)["items"]:
+        assert names(pod_spec(pyyaml.safe_dump(item))["initContainers"])[0] == layout.INIT
 
 
 def test_manifest_says_what_it_wants_itself() -> None:
@@ -322,6 +324,44 @@ def test_manifest_says_what_it_wants_itself() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(pyyaml.safe_load(manifest())),
+        json.dumps(pyyaml.safe_load(manifest()), indent=2),
+        "apiVersion: batch/v1\nkind: Job\nmetadata: {name: work}\n"
+        "spec: {template: {spec: {containers: [{name: agent, image: a}]}}}",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: work}\nspec:\n  volumes: []\n"
+        "  initContainers: # none\n  containers: [{name: agent, image: a, env: []}]\n",
+    ],
+)
+def test_brackets_are_injected_too(text: str) -> None:
+    result = inject(text, OPTIONS)
+    assert (
+        pod_spec(result.text)["initContainers"]
+        == pod_spec(inject(manifest(), OPTIONS).text)["initContainers"]
+    )
+    assert "HTTP_PROXY" in variables(pod_spec(result.text)["containers"][0])
+    assert inject(result.text, OPTIONS).text == result.text
+
+
+def test_anchors_aliases_and_merges_keep_their_meaning() -> None:
+    text = manifest(
+        "Job",
+        "containers:\n- &base\n  name: one\n  image: a\n  env: &env\n  - name: A\n    value: x\n"
+        "- name: two\n  image: a\n  env: *env\n- <<: *base\n  name: three\n"
+        "- name: four\n  image: a\nrestartPolicy: Never\n",
+    )
+    result = inject(text, OPTIONS)
+    spec = pod_spec(result.text)
+    assert names(spec["containers"]) == ["one", "two", "three", "four"]
+    for container in spec["containers"][:3]:
+        assert variables(container)["A"] == "x"
+    for container in spec["containers"]:
+        assert [one["name"] for one in container["env"]].count("HTTP_PROXY") == 1
+    assert inject(result.text, OPTIONS).text == result.text
+
+
+@pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
         ("restartPolicy: Never", "hostNetwork: true\nrestartPolicy: Never", "node's network"),
@@ -330,8 +370,9 @@ def test_manifest_says_what_it_wants_itself() -> None:
         ("image: agent:1", "image: a\n  ports: [{containerPort: 18421}]", "--health-port"),
         ("containers:", "containerz:", "spec.template.spec.containers"),
         ("image: agent:1", "image: [", "line"),
-        ("image: agent:1", "image: a\n  image: b", "line"),
-        ("image: agent:1", "image: {{ .Values.image }}", "no image"),
+        ("image: agent:1", "image: a\n  image: b", "there twice"),
+        ("image: agent:1", "image: {registry: a}", "no image"),
+        ("image: agent:1", "image: {{ .Values.image }}", "line"),
         ("containers:\n- name: agent\n  image: agent:1", "containers: [1, 2]", "not a manifest"),
     ],
 )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
+import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+import yaml
 
+from lattice_k8s_job.inject import tree
+from lattice_k8s_job.inject.edits import Editor
 from lattice_k8s_job.inject.options import Options, wanted
 from lattice_k8s_job.inject.podspec import put
 from lattice_k8s_job.inject.workloads import workloads
@@ -17,7 +18,6 @@ from lattice_sdk.errors import ConfigurationError
 
 _SEPARATOR = re.compile(r"(?m)^(?:---[ \t]*(?:#.*)?|\.\.\.[ \t]*(?:#.*)?)\r?$\n?")
 _NOTHING = re.compile(r"(?:[ \t]*(?:#.*|%.*)?(?:\r?\n|$))*")
-_WIDTH = 1 << 20  # nothing is folded
 
 
 @dataclass
@@ -72,10 +72,11 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def _document(part: str, line: int, options: Options, result: Result) -> str:
-    yaml = _yaml(part)
+    # The editor works on whole lines.
+    text = part if part.endswith("\n") else part + "\n"
     try:
-        document = yaml.load(part)
-    except (YAMLError, ValueError, RecursionError) as error:
+        where, before = tree.read(text), tree.load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         mark = getattr(error, "problem_mark", None)
         at = line + (mark.line if mark else 0) + 1
@@ -83,51 +84,28 @@ def _document(part: str, line: int, options: Options, result: Result) -> str:
             f"line {at}: this is not YAML: {problem}",
             hint="A template is rendered first: helm template … | lattice k8s inject -",
         ) from None
+    after = copy.deepcopy(before)
     try:
-        found = [one for one in workloads(document) if wanted(one.annotations)]
-        before = yaml_text(yaml, document) if found else ""
-        for workload in found:
-            put(workload, options.with_annotations(workload.annotations))
-            result.injected.append(f"{workload.kind} {workload.name}")
-    except (AttributeError, TypeError, KeyError) as error:
+        for workload in workloads(after):
+            if wanted(workload.annotations):
+                put(workload, options.with_annotations(workload.annotations))
+                result.injected.append(f"{workload.kind} {workload.name}")
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
         raise ConfigurationError(
             f"line {line + 1}: this is not a manifest as Kubernetes has them ({error})",
             hint="`kubectl apply --dry-run=server` says where",
         ) from None
-    if not found:
+    if where is None or before == after:
         return part
-    after = yaml_text(yaml, document)
-    if after == before:
-        return part
-    return after if part.endswith("\n") else after.rstrip("\n")
+    editor = Editor(text, _offset(text))
+    editor.change(where, before, after)
+    made = editor.result()
+    return made if part.endswith("\n") else made.removesuffix("\n")
 
 
-def _yaml(text: str) -> YAML:
-    yaml = YAML()
-    yaml.width = _WIDTH
-    yaml.preserve_quotes = True
-    yaml.explicit_start = text.startswith("---")
-    mapping, offset = _style(text)
-    yaml.indent(mapping=mapping, sequence=offset + 2, offset=offset)
-    return yaml
-
-
-def yaml_text(yaml: YAML, document: object) -> str:
-    """The document as it would be written."""
-    stream = io.StringIO()
-    yaml.dump(document, stream)
-    return stream.getvalue()
-
-
-def _style(text: str) -> tuple[int, int]:
-    """How the text indents: mappings, and sequences within them."""
-    mapping = re.search(r"(?m)^[\w.\"'-]+:[ \t]*(?:#.*)?\n(?:[ \t]*(?:#.*)?\n)*( +)[^\s#-]", text)
-    sequence = re.search(
-        r"(?m)^( *)(?:- )*[\w.\"'-]+:[ \t]*(?:#.*)?\r?\n(?:[ \t]*(?:#.*)?\r?\n)*( *)- ", text
+def _offset(text: str) -> int:
+    """By how much the text indents sequences below their key."""
+    found = re.search(
+        r"(?m)^((?: |- )*)[\w.\"'-]+:[ \t]*(?:#.*)?\n(?:[ \t]*(?:#.*)?\n)*( *)- ", text
     )
-    step = len(mapping[1]) if mapping else 2
-    offset = 0
-    if sequence:
-        dashes = len(re.match(r"(?: *(?:- )*)", sequence[0])[0])  # type: ignore[index]
-        offset = max(0, len(sequence[2]) - dashes)
-    return step, offset
+    return max(0, len(found[2]) - len(found[1])) if found else 0

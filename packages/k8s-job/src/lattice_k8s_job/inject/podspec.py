@@ -1,12 +1,8 @@
-"""Puts the parts into a manifest, where they stand already or where they disturb least."""
+"""Puts the parts into a manifest's data, where they are already or where they disturb least."""
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
 from typing import Any
-
-from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from lattice_k8s_job.inject import containers, nodes
 from lattice_k8s_job.inject.options import Options
@@ -60,7 +56,7 @@ def put(workload: Workload, options: Options) -> None:
     _put_label(workload)
 
 
-def _put_environment(container: MutableMapping[str, Any], options: Options) -> None:
+def _put_environment(container: dict[str, Any], options: Options) -> None:
     wanted = containers.agent_environment(options)
     if not wanted and not container.get("env"):
         return
@@ -73,10 +69,11 @@ def _put_environment(container: MutableMapping[str, Any], options: Options) -> N
 
 def _put_label(workload: Workload) -> None:
     template = workload.template
-    if template.get("metadata") is None:
-        nodes.insert(template, "metadata", CommentedMap(), before="spec")
-    metadata = template["metadata"]
-    if metadata.get("labels") is None:
-        metadata["labels"] = CommentedMap()
-    if metadata["labels"].get(LABEL) != "true":
-        metadata["labels"][LABEL] = DoubleQuotedScalarString("true")
+    for parent, key in ((template, "metadata"), (template.get("metadata"), "labels")):
+        if parent is None:
+            parent = template["metadata"]
+        if key not in parent:
+            nodes.insert(parent, key, {}, before="spec")
+        elif parent[key] is None:
+            parent[key] = {}
+    template["metadata"]["labels"][LABEL] = "true"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from lattice_k8s_job.inject.options import Options
 from lattice_k8s_job.layout import INIT, SIDECAR, Mode, Sidecar
 from lattice_sdk.errors import ConfigurationError
 
-Node = MutableMapping[str, Any]
+Node = dict[str, Any]
 
 # Where in each kind the pods are described.
 _TEMPLATES: dict[tuple[str, str], tuple[str, ...]] = {
@@ -58,7 +58,7 @@ def workloads(document: object) -> Iterator[Workload]:
     Raises:
         ConfigurationError: one has no pods where its kind has them.
     """
-    if not isinstance(document, MutableMapping):
+    if not isinstance(document, dict):
         return
     if document.get("kind") == "List" and isinstance(document.get("items"), list):
         for item in document["items"]:
@@ -71,9 +71,9 @@ def workloads(document: object) -> Iterator[Workload]:
     name = str(metadata.get("name") or str(metadata.get("generateName") or "").rstrip("-.") or "?")
     template: Any = document
     for key in path:
-        template = template.get(key) if isinstance(template, MutableMapping) else None
-    spec = template.get("spec") if isinstance(template, MutableMapping) else None
-    if not isinstance(spec, MutableMapping) or not spec.get("containers"):
+        template = template.get(key) if isinstance(template, dict) else None
+    spec = template.get("spec") if isinstance(template, dict) else None
+    if not isinstance(spec, dict) or not spec.get("containers"):
         where = ".".join((*path, "spec", "containers"))
         raise ConfigurationError(
             f"{document['kind']} {name}: it has no {where}",
