@@ -221,6 +221,14 @@ def test_other_options_bring_it_up_to_date_as_if_for_the_first_time() -> None:
     assert found == fresh
 
 
+def test_container_of_others_is_never_written_anew() -> None:
+    spec = "initContainers:\n- name: fetch   # mine\n  image:   f\n" + POD_SPEC
+    native = inject(manifest("Job", spec), OPTIONS).text
+    ordinary = inject(native, Options(server=OPTIONS.server, sidecar=Sidecar.CONTAINER)).text
+    assert "- name: fetch   # mine\n" in ordinary
+    assert names(pod_spec(ordinary)["initContainers"]) == ["fetch", layout.INIT]
+
+
 COMMENTED = """\
 # A nightly report.
 %s

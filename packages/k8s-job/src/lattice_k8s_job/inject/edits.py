@@ -80,9 +80,9 @@ class Editor:
         return self._line_end(max(value.end, key))
 
     def _sequence(self, node: Node, old: list[Any], new: list[Any]) -> None:
-        names, wanted = [_name(one) for one in old], [_name(one) for one in new]
         behind: int | None = None
-        for kind, i1, i2, j1, j2 in SequenceMatcher(None, names, wanted, False).get_opcodes():
+        matcher = SequenceMatcher(None, _places(old), _places(new), False)
+        for kind, i1, i2, j1, j2 in matcher.get_opcodes():
             if kind == "equal":
                 for index, other in zip(range(i1, i2), range(j1, j2), strict=True):
                     self._item(node, node.items[index], old[index], new[other])
@@ -98,7 +98,7 @@ class Editor:
     def _item(self, node: Node, item: Node, old: Any, new: Any) -> None:
         if old == new:
             return
-        if _name(new).startswith("lattice-") or item.shape is Shape.VALUE:
+        if _ours(new) or item.shape is Shape.VALUE:
             start, end = self._lines(node, item)
             self.changes.append((start, end, ""))
             self._insert(start, self._item_lines(new, node.column))
@@ -163,6 +163,26 @@ _EMPTY = (Shape.VALUE, Shape.FLOW)
 
 def _name(item: Any) -> str:
     return str(item.get("name", "")) if isinstance(item, dict) else ""
+
+
+def _ours(item: Any) -> bool:
+    return _name(item).startswith("lattice-")
+
+
+def _places(items: list[Any]) -> list[tuple[str, str]]:
+    """What elements are matched by: those of others by name; ours also by the other before them.
+
+    So it is always ours that is moved: another's element is never written anew.
+    """
+    found, other = [], ""
+    for item in items:
+        name = _name(item)
+        if _ours(item):
+            found.append((name, other))
+        else:
+            other = name
+            found.append((name, ""))
+    return found
 
 
 def _scalar(key: str, value: Any) -> str:
