@@ -7,7 +7,7 @@ STATICCHECK := v0.8.2
 # The race detector needs a C compiler; without one the tests run all the same.
 GO_RACE := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: help setup environments demo test lint format docs wheels lock clean
+.PHONY: help setup environments demo test lint format docs wheels image lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -63,6 +63,21 @@ COMPILE := .tools/bin/uv pip compile --quiet --upgrade --universal --generate-ha
 	--no-emit-package lattice-sdk --no-emit-package lattice-engine --no-emit-package lattice-server \
 	--no-header --no-annotate --no-emit-index-url
 FABRIC := packages/core/pyproject.toml packages/engine/pyproject.toml packages/server/pyproject.toml
+
+BASE ?= python:3.13-slim-bookworm
+IMAGE ?= lattice-k8s-job:0.1.0
+PACKAGE ?= lattice-k8s-job
+BUILD_IMAGE ?= podman build
+
+image: setup ## the image of a pod's two containers: make image BASE=… IMAGE=… [PACKAGE=lattice-server]
+	LATTICE_GO=$$(./scripts/bootstrap.sh go) && export LATTICE_GO && \
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) && export SOURCE_DATE_EPOCH && \
+	$(BIN)/python packages/k8s-job/image/context.py .build/image/$(PACKAGE) --package $(PACKAGE) \
+		--python "$$($(BUILD_IMAGE:build=run) --rm --entrypoint python3 $(BASE) -c 'import sys; print("%d.%d" % sys.version_info[:2])')" && \
+	$(BUILD_IMAGE) --file packages/k8s-job/image/Containerfile --tag $(IMAGE) --build-arg BASE=$(BASE) \
+		--build-arg TITLE=$(PACKAGE) --build-arg COMMAND=$(if $(filter lattice-server,$(PACKAGE)),lattice,lattice-k8s) \
+		--build-arg REVISION="$$(git rev-parse HEAD)" --build-arg CREATED="$$(git log -1 --format=%cI)" \
+		.build/image/$(PACKAGE)
 
 lock: ## resolve all dependencies again into the lock files (hashes, no registry named)
 	@./scripts/bootstrap.sh tools
