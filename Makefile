@@ -81,7 +81,7 @@ image: setup ## the image of a pod's two containers: make image BASE=â€¦ IMAGE=â
 
 lock: ## resolve all dependencies again into the lock files (hashes, no registry named)
 	@./scripts/bootstrap.sh tools
-	$(COMPILE) --group dev --extra demo $(FABRIC) -o requirements.lock
+	$(COMPILE) --group dev --extra demo $(FABRIC) packages/k8s-job/pyproject.toml -o requirements.lock
 	@mkdir -p locks
 	for extra in $(AUTOGEN); do \
 		$(COMPILE) --group test --extra $$extra $(FABRIC) packages/autogen/pyproject.toml \
