@@ -138,6 +138,26 @@ def test_token_with_limits_is_shown_once(admin: Shell, world: World) -> None:
     assert limited.run("enroll", "after", "--ttl", "1m").returncode == 4
 
 
+def test_token_is_bound_rotated_and_revoked_with_its_agents(
+    admin: Shell, world: World, tmp_path: Path
+) -> None:
+    words = ("--agent-type", "code-*", "--source", "127.0.0.0/8", "--delegation-depth", "0")
+    made = admin.read("tokens", "create", *words)
+    assert (made["agentTypes"], made["sources"]) == (["code-*"], ["127.0.0.0/8"])
+    holder = Shell(world, made["token"])
+    refused = holder.run("enroll", "payroll")
+    assert refused.returncode == 5
+    assert "code-*" in refused.stderr
+    peer = holder.read("enroll", "code-1")["peerId"]
+    file = tmp_path / "fresh.token"
+    rotated = admin.read("tokens", "rotate", made["id"], "--out", str(file))
+    assert rotated["id"] == made["id"]
+    assert holder.run("enroll", "code-2").returncode == 4
+    assert Shell(world, file.read_text().strip()).run("peers", "get", peer).returncode == 0
+    assert admin.run("tokens", "revoke", made["id"], "--agents").returncode == 0
+    assert peer not in {one["peerId"] for one in admin.read("peers", "list")}
+
+
 def test_service_is_added_and_removed(admin: Shell) -> None:
     added = admin.read("services", "add", "calendar", "--port", "443", "--port", "53/udp")
     assert added["hostnames"] == ["calendar.lattice"]

@@ -20,6 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from lattice_server.app import create_app
 from lattice_server.control import ControlPlane
+from lattice_server.run import web_config
 from lattice_server.settings import ServerSettings
 
 
@@ -116,16 +117,7 @@ class Running:
         self.settings = settings
         self.app = create_app(settings)
         self.control: ControlPlane = self.app.state.control
-        self.server = uvicorn.Server(
-            uvicorn.Config(
-                self.app,
-                port=0,
-                ws="websockets-sansio",
-                log_config=None,
-                access_log=False,
-                timeout_graceful_shutdown=1,
-            )
-        )
+        self.server = uvicorn.Server(web_config(self.app, settings, port=0, lifespan="on"))
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._stack = ExitStack()
 

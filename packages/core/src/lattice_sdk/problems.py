@@ -28,6 +28,14 @@ _BY_CODE: dict[str, tuple[type[errors.LatticeError], str]] = {
         errors.NotPermitted,
         "Use a preset that the token allows, or ask for a token that allows this one",
     ),
+    "source_not_permitted": (
+        errors.NotPermitted,
+        "Use the token from the network it is for, or ask for one without sources",
+    ),
+    "agent_type_not_permitted": (
+        errors.NotPermitted,
+        "Pass an agent_type that the token allows, or ask for a token that allows this one",
+    ),
     "ttl_not_permitted": (errors.NotPermitted, "Ask for a shorter ttl, or leave it out"),
     "delegation_not_permitted": (
         errors.NotPermitted,

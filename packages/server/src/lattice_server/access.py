@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
@@ -18,12 +21,43 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends a request, as far as it says and the connection shows.
+
+    ``authorization`` is the header's value, ``address`` the client's, or what a trusted proxy says
+    it is; empty where there is none.
+    """
+
+    authorization: str | None = field(repr=False)
+    address: str = ""
+
+    def bearer(self) -> str:
+        """The token.
+
+        Raises:
+            ApiProblem: ``missing_token``.
+        """
+        scheme, _, text = (self.authorization or "").partition(" ")
+        text = text.strip()
+        if scheme.lower() != "bearer" or not text:
+            raise ApiProblem(
+                "missing_token",
+                "no bearer token was sent; add the header Authorization: Bearer lt-…",
+            )
+        return text
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
-    """The owner of a valid token: ``token`` for a managed one, ``peer`` for an enrollment token."""
+    """The owner of a valid token.
+
+    ``token`` for a managed one, ``peer`` for an enrollment token; ``secret`` is its text.
+    """
 
     kind: TokenKind
     token: TokenRecord | None = None
     peer: PeerRecord | None = None
+    secret: str = field(default="", repr=False)
 
     def may_see(self, workspace: str) -> bool:
         """Whether things of this workspace exist for the caller."""
@@ -43,54 +77,70 @@ class Principal:
 
 
 async def authenticate(
-    control: ControlPlane, authorization: str | None, *allowed: TokenKind, spent: bool = False
+    control: ControlPlane, caller: Caller | None, *allowed: TokenKind, spent: bool = False
 ) -> Principal:
-    """Check an ``Authorization`` header.
+    """Find out who calls.
 
     Args:
         control: the control plane.
-        authorization: the header's value.
+        caller: with the ``Authorization`` header.
         allowed: the kinds of token that may do this.
         spent: accept a token without uses left (the caller counts uses by itself).
 
     Raises:
-        ApiProblem: 401 for a missing or bad token, 403 for one of another kind.
+        ApiProblem: 401 for a missing or bad token, 403 for one of another kind or from elsewhere.
     """
-    scheme, _, text = (authorization or "").partition(" ")
-    text = text.strip()
-    if scheme.lower() != "bearer" or not text:
-        raise ApiProblem(
-            "missing_token", "no bearer token was sent; add the header Authorization: Bearer lt-…"
-        )
+    caller = caller or Caller(None)
+    text = caller.bearer()
     kind = token_kind(text)
     if kind is None:
         raise _invalid()
-    async with control.database.read() as connection:
-        if kind == "enrollment":
-            row = (
-                await connection.execute(
-                    select(schema.peers).where(schema.peers.c.token_hash == token_hash(text))
-                )
-            ).one_or_none()
-            principal = Principal(kind, peer=PeerRecord.of(row)) if row else None
-        else:
-            row = (
-                await connection.execute(
-                    select(schema.tokens).where(
-                        schema.tokens.c.hash == token_hash(text), schema.tokens.c.kind == kind
-                    )
-                )
-            ).one_or_none()
-            principal = Principal(kind, token=TokenRecord.of(row)) if row else None
+    principal = await _owner(control, kind, text)
     if principal is None:
         raise _invalid()
     if principal.token is not None:
         check_token(principal.token, now_ms(), spent=spent)
+        check_source(principal.token, caller.address)
     if kind not in allowed:
         raise ApiProblem(
             "forbidden", f"this needs a token of kind {' or '.join(allowed)}, and this is {kind}"
         )
     return principal
+
+
+async def _owner(control: ControlPlane, kind: TokenKind, text: str) -> Principal | None:
+    """Whose token it is.
+
+    Tokens are looked up by their hash: how long that takes says nothing about a token. Whether the
+    row found is the right one is decided here, in constant time, and not by a database's collation.
+    """
+    hashed, now = token_hash(text), now_ms()
+    peers, tokens = schema.peers.c, schema.tokens.c
+    async with control.database.read() as connection:
+        if kind == "enrollment":
+            found = await connection.execute(select(schema.peers).where(peers.token_hash == hashed))
+            row = found.one_or_none()
+            if row is None or not same_secret(row.token_hash, hashed):
+                return None
+            return Principal(kind, peer=PeerRecord.of(row), secret=text)
+        found = await connection.execute(
+            select(schema.tokens).where(
+                (tokens.hash == hashed)
+                | ((tokens.previous_hash == hashed) & (tokens.previous_until > now)),
+                tokens.kind == kind,
+            )
+        )
+        row = found.one_or_none()
+    if row is None or not (
+        same_secret(row.hash, hashed) or same_secret(row.previous_hash or "", hashed)
+    ):
+        return None
+    return Principal(kind, token=TokenRecord.of(row))
+
+
+def same_secret(one: str, other: str) -> bool:
+    """Whether two secrets, or hashes of them, are equal; takes as long for each wrong one."""
+    return hmac.compare_digest(one.encode(), other.encode())
 
 
 def check_token(token: TokenRecord, now: int, *, spent: bool) -> None:
@@ -111,6 +161,32 @@ def check_token(token: TokenRecord, now: int, *, spent: bool) -> None:
         )
     if not spent and token.uses is not None and token.used >= token.uses:
         raise used_up(token)
+
+
+def check_source(token: TokenRecord, address: str) -> None:
+    """Refuse a token that is sent from a network it is not for.
+
+    Raises:
+        ApiProblem: ``source_not_permitted``.
+    """
+    if token.sources is None or within_networks(address, token.sources):
+        return
+    raise ApiProblem(
+        "source_not_permitted",
+        f"the token {token.id} may not be used from {address or 'here'}; use it where it is meant "
+        "to be used, or ask for one without sources",
+    )
+
+
+def within_networks(address: str, networks: Iterable[str]) -> bool:
+    """Whether an address is in one of these networks; what is no address is in none."""
+    try:
+        known = ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(known, IPv6Address) and known.ipv4_mapped is not None:
+        known = known.ipv4_mapped
+    return any(known in ip_network(network) for network in networks)
 
 
 def used_up(token: TokenRecord) -> ApiProblem:

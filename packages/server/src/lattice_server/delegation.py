@@ -13,7 +13,7 @@ from sqlalchemy import func, insert, or_, select, update
 
 from lattice_sdk.wire import DelegateRequest, EnrollRequest
 from lattice_server import attenuation, policy, terms
-from lattice_server.access import Principal, check_alive, peer_not_found
+from lattice_server.access import Principal, check_alive, peer_not_found, same_secret
 from lattice_server.clock import now_ms, rfc3339, to_ms
 from lattice_server.credentials import new_id, new_token, token_hash
 from lattice_server.policy import Grant
@@ -50,7 +50,7 @@ async def delegate(
     async with control.database.write() as tx:
         parent = await peer_by_id(tx.connection, peer_id)
         now = now_ms()
-        if parent is None or parent.token_hash != principal.peer.token_hash:
+        if parent is None or not same_secret(parent.token_hash, principal.peer.token_hash):
             raise peer_not_found(peer_id)
         check_alive(parent, now)
         _check_may_delegate(parent)

@@ -21,6 +21,7 @@ from lattice_server.access import (
     check_alive,
     check_token,
     peer_not_found,
+    same_secret,
     used_up,
 )
 from lattice_server.answers import identity_answer
@@ -264,15 +265,14 @@ async def connect_service(
 
 
 async def renew(
-    control: ControlPlane, peer_id: str, principal: Principal, secret: str, request: RenewRequest
+    control: ControlPlane, peer_id: str, principal: Principal, request: RenewRequest
 ) -> dict[str, Any]:
     """Move the deadline of a living identity, and change its key if asked to.
 
     Args:
         control: the control plane.
         peer_id: as the path says.
-        principal: the owner of the enrollment token.
-        secret: the enrollment token, which stays the same and is answered again.
+        principal: the owner of the enrollment token, which stays the same and is answered again.
         request: the body.
 
     Raises:
@@ -285,7 +285,7 @@ async def renew(
     async with control.database.write() as tx:
         before = await peer_by_id(tx.connection, peer_id)
         now = now_ms()
-        if before is None or before.token_hash != principal.peer.token_hash:
+        if before is None or not same_secret(before.token_hash, principal.peer.token_hash):
             raise peer_not_found(peer_id)
         check_alive(before, now)
         if before.kind == "service":
@@ -319,7 +319,14 @@ async def renew(
     await wait_or_undo(control, done, None)
     control.metrics.renewals.inc()
     return identity_answer(
-        control.settings, gateway, peer, secret, None, done.object, done.services, done.ingress
+        control.settings,
+        gateway,
+        peer,
+        principal.secret,
+        None,
+        done.object,
+        done.services,
+        done.ingress,
     )
 
 

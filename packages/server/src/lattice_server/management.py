@@ -1,19 +1,18 @@
-"""Workspaces, tokens and tool services: what administrators change."""
+"""Workspaces and tool services: what administrators change. Tokens are in :mod:`tokens`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, insert, select, tuple_, update
 
-from lattice_sdk.durations import format_duration
-from lattice_server import endings, services, workspace_policy
+from lattice_server import endings, services
 from lattice_server.answers import service_answer
-from lattice_server.api.models import ServiceBody, TokenBody, port_records
+from lattice_server.api.models import ServiceBody, port_records
 from lattice_server.clock import now_ms, rfc3339, to_ms
-from lattice_server.credentials import new_id, new_token, token_hash
+from lattice_server.credentials import new_id
 from lattice_server.hub import PeerObject
 from lattice_server.problems import ApiProblem
 from lattice_server.store import schema
@@ -21,6 +20,7 @@ from lattice_server.store.database import Transaction
 from lattice_server.store.events import event
 from lattice_server.store.queries import peer_by_id, ripple, service_by_name, services_of
 from lattice_server.store.records import EGRESS, ServiceRecord, TokenRecord
+from lattice_server.tokens import check_workspace, no_service, revoke
 
 if TYPE_CHECKING:
     from lattice_server.control import ControlPlane
@@ -52,102 +52,7 @@ async def list_workspaces(control: ControlPlane, limit: int, after: str) -> dict
             )
         ).all()
     items = [{"workspaceId": r.id, "createdAt": rfc3339(r.created_at)} for r in rows[:limit]]
-    return _page(items, len(rows) > limit, lambda: str(rows[limit - 1].id))
-
-
-async def create_token(control: ControlPlane, body: TokenBody) -> dict[str, Any]:
-    """Make a token; the only answer that holds its text.
-
-    Raises:
-        ApiProblem: ``unknown_workspace`` or ``service_not_found``.
-    """
-    text = new_token(body.kind)
-    now = now_ms()
-    values = {
-        "id": new_id("token"),
-        "kind": body.kind,
-        "hash": token_hash(text),
-        "workspace_id": body.workspace_id,
-        "service": body.service,
-        "presets": body.presets,
-        "allow_isolated": body.allow_isolated,
-        "allow": None if body.allow is None else [rule.record() for rule in body.allow],
-        "max_ttl": _ms(body.max_ttl),
-        "max_lifetime": _ms(body.max_lifetime),
-        "uses": body.uses,
-        "used": 0,
-        "created_at": now,
-        "expires_at": None if body.expires_in is None else now + to_ms(body.expires_in),
-    }
-    async with control.database.write() as tx:
-        if body.workspace_id is not None:
-            await _check_workspace(tx, body.workspace_id)
-            await workspace_policy.check_presets(tx, body.workspace_id, body.presets)
-        if (
-            body.service is not None
-            and await service_by_name(tx.connection, body.workspace_id or "", body.service) is None
-        ):
-            raise _no_service(body.service)
-        await tx.connection.execute(insert(schema.tokens).values(**values))
-        row = (
-            await tx.connection.execute(
-                select(schema.tokens).where(schema.tokens.c.id == values["id"])
-            )
-        ).one()
-        token = TokenRecord.of(row)
-        await control.events.append(tx, [_token_event("token.created", now, token)])
-    return {**_token_answer(token), "token": text}
-
-
-async def list_tokens(
-    control: ControlPlane, workspace: str | None, limit: int, after: int
-) -> dict[str, Any]:
-    """A page of tokens, oldest first."""
-    tokens = schema.tokens.c
-    query = select(schema.tokens).where(tokens.n > after).order_by(tokens.n).limit(limit + 1)
-    if workspace is not None:
-        query = query.where(tokens.workspace_id == workspace)
-    async with control.database.read() as connection:
-        found = [TokenRecord.of(row) for row in await connection.execute(query)]
-    items = [_token_answer(token) for token in found[:limit]]
-    return _page(items, len(found) > limit, lambda: str(found[limit - 1].n))
-
-
-async def revoke_token(control: ControlPlane, token_id: str) -> None:
-    """Revoke a token; also one that is revoked already.
-
-    Raises:
-        ApiProblem: ``token_not_found``, or ``conflict`` for the last admin token.
-    """
-    tokens = schema.tokens.c
-    now = now_ms()
-    async with control.database.write() as tx:
-        row = (
-            await tx.connection.execute(select(schema.tokens).where(tokens.id == token_id))
-        ).one_or_none()
-        if row is None:
-            raise ApiProblem("token_not_found", f"there is no token {token_id}")
-        token = TokenRecord.of(row)
-        if token.revoked_at is not None:
-            return
-        if token.kind == "admin":
-            others = await tx.connection.scalar(
-                select(tokens.id)
-                .where(
-                    tokens.kind == "admin",
-                    tokens.revoked_at.is_(None),
-                    tokens.expires_at.is_(None),
-                    tokens.id != token_id,
-                )
-                .limit(1)
-            )
-            if others is None:
-                raise ApiProblem(
-                    "conflict",
-                    "this is the last admin token without an end, and without one nobody could "
-                    "manage this server; make another one first",
-                )
-        await _revoke(control, tx, [token], now)
+    return page_of(items, len(rows) > limit, lambda: str(rows[limit - 1].id))
 
 
 async def create_service(control: ControlPlane, body: ServiceBody) -> dict[str, Any]:
@@ -171,7 +76,7 @@ async def create_service(control: ControlPlane, body: ServiceBody) -> dict[str, 
     address: str | None = None
     try:
         async with control.database.write() as tx:
-            await _check_workspace(tx, body.workspace_id)
+            await check_workspace(tx, body.workspace_id)
             known = await service_by_name(tx.connection, body.workspace_id, body.name)
             if known is not None:
                 same = replace(
@@ -224,7 +129,7 @@ async def list_services(
             )
         )
     items = [service_answer(s, connected=s.peer_id in connected) for s in found[:limit]]
-    return _page(
+    return page_of(
         items,
         len(found) > limit,
         lambda: f"{found[limit - 1].workspace_id}/{found[limit - 1].name}",
@@ -245,7 +150,7 @@ async def workspace_of_service(control: ControlPlane, name: str) -> str:
             )
         )
     if not found:
-        raise _no_service(name)
+        raise no_service(name)
     if len(found) > 1:
         raise ApiProblem(
             "invalid_request",
@@ -266,7 +171,7 @@ async def delete_service(control: ControlPlane, workspace: str, name: str) -> No
     async with control.database.write() as tx:
         service = await service_by_name(tx.connection, workspace, name)
         if service is None:
-            raise _no_service(name)
+            raise no_service(name)
         await tx.connection.execute(
             delete(schema.services).where(services.workspace_id == workspace, services.name == name)
         )
@@ -285,7 +190,7 @@ async def delete_service(control: ControlPlane, workspace: str, name: str) -> No
                 tokens.revoked_at.is_(None),
             )
         )
-        await _revoke(control, tx, [TokenRecord.of(row) for row in rows], now)
+        await revoke(control, tx, [TokenRecord.of(row) for row in rows], now)
         await control.events.append(tx, [_service_event("service.removed", service)])
         await _publish_ripple(control, tx, service, [service.peer_id])
     if control.hub.stream is not None:
@@ -299,16 +204,6 @@ async def _publish_ripple(
         tx.connection, service.workspace_id, [service.rule()], now_ms()
     )
     tx.after_commit.append(lambda: control.hub.publish(others, gone))
-
-
-async def _check_workspace(tx: Transaction, workspace: str) -> None:
-    workspaces = schema.workspaces.c
-    if not await tx.connection.scalar(select(workspaces.id).where(workspaces.id == workspace)):
-        raise ApiProblem(
-            "unknown_workspace",
-            f"there is no workspace {workspace}; create it first (POST /api/v1/workspaces)",
-            errors=[{"field": "workspaceId", "message": "unknown"}],
-        )
 
 
 async def _check_single(tx: Transaction, wanted: ServiceRecord) -> None:
@@ -328,27 +223,6 @@ def _default_hostnames(body: ServiceBody) -> list[str]:
     return [f"{body.name}.lattice"] if body.kind == "service" else []
 
 
-async def _revoke(
-    control: ControlPlane, tx: Transaction, tokens: list[TokenRecord], now: int
-) -> None:
-    await tx.connection.execute(
-        update(schema.tokens)
-        .where(schema.tokens.c.id.in_([token.id for token in tokens]))
-        .values(revoked_at=now)
-    )
-    await control.events.append(tx, [_token_event("token.revoked", now, t) for t in tokens])
-
-
-def _no_service(name: str) -> ApiProblem:
-    return ApiProblem(
-        "service_not_found", f"there is no service {name}; add it first (POST /api/v1/services)"
-    )
-
-
-def _token_event(kind: str, now: int, token: TokenRecord) -> dict[str, Any]:
-    return event(kind, now, workspace=token.workspace_id, token=token.id, kind=token.kind)
-
-
 def _service_event(kind: str, service: ServiceRecord) -> dict[str, Any]:
     return event(
         kind,
@@ -361,32 +235,6 @@ def _service_event(kind: str, service: ServiceRecord) -> dict[str, Any]:
     )
 
 
-def _token_answer(token: TokenRecord) -> dict[str, Any]:
-    return {
-        "id": token.id,
-        "kind": token.kind,
-        "workspaceId": token.workspace_id,
-        "service": token.service,
-        "presets": token.presets,
-        "maxTTL": _text(token.max_ttl),
-        "maxLifetime": _text(token.max_lifetime),
-        "uses": token.uses,
-        "used": token.used,
-        "allowIsolated": token.allow_isolated,
-        "allow": token.allow,
-        "createdAt": rfc3339(token.created_at),
-        "expiresAt": None if token.expires_at is None else rfc3339(token.expires_at),
-        "revokedAt": None if token.revoked_at is None else rfc3339(token.revoked_at),
-    }
-
-
-def _page(items: list[dict[str, Any]], more: bool, cursor: Any) -> dict[str, Any]:
+def page_of(items: list[dict[str, Any]], more: bool, cursor: Callable[[], str]) -> dict[str, Any]:
+    """A page; ``cursor`` gives where the next one starts, if there is more."""
     return {"items": items, "next": cursor()} if more else {"items": items}
-
-
-def _ms(span: timedelta | None) -> int | None:
-    return None if span is None else to_ms(span)
-
-
-def _text(milliseconds: int | None) -> str | None:
-    return None if milliseconds is None else format_duration(timedelta(milliseconds=milliseconds))

@@ -20,6 +20,8 @@ CODES: dict[str, int] = {
     "delegation_not_permitted": 403,
     "preset_not_permitted": 403,
     "destination_not_permitted": 403,
+    "source_not_permitted": 403,
+    "agent_type_not_permitted": 403,
     "ttl_not_permitted": 403,
     "workspace_mismatch": 403,
     "not_found": 404,

@@ -13,8 +13,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
 from lattice_server.app import create_app
@@ -100,6 +102,36 @@ def _run(settings: ServerSettings, ready: Callable[[str], None]) -> None:
         asyncio.run(_serve(settings, listener, ready))
 
 
+def web_config(app: FastAPI, settings: ServerSettings, **options: Any) -> uvicorn.Config:
+    """How HTTP is served.
+
+    Args:
+        app: what is served.
+        settings: of the control plane.
+        options: of :class:`uvicorn.Config`, instead of what is chosen here.
+    """
+    chosen: dict[str, Any] = {
+        "lifespan": "off",
+        "ws": "websockets-sansio",
+        "ws_max_size": 16 * 1024 * 1024,
+        "ws_ping_interval": 5,
+        "ws_ping_timeout": 10,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": GRACE_SECONDS,
+        # Longer than clients keep idle connections, so that they do not meet a closing one.
+        "timeout_keep_alive": 75,
+        "ssl_certfile": settings.tls_cert,
+        "ssl_keyfile": settings.tls_key,
+        "backlog": 2048,
+        # uvicorn believes the loopback address unless told otherwise, and a source is evidence.
+        "proxy_headers": bool(settings.trusted_proxies),
+        "forwarded_allow_ips": [str(network) for network in settings.trusted_proxies],
+    }
+    return uvicorn.Config(app, **(chosen | options))
+
+
 async def _serve(
     settings: ServerSettings, listener: socket.socket, ready: Callable[[str], None]
 ) -> None:
@@ -118,23 +150,7 @@ async def _serve(
     except BaseException:
         await control.stop()
         raise
-    config = uvicorn.Config(
-        app,
-        lifespan="off",
-        ws="websockets-sansio",
-        ws_max_size=16 * 1024 * 1024,
-        ws_ping_interval=5,
-        ws_ping_timeout=10,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-        # Longer than clients keep idle connections, so that they do not meet a closing one.
-        timeout_keep_alive=75,
-        ssl_certfile=settings.tls_cert,
-        ssl_keyfile=settings.tls_key,
-        backlog=2048,
-    )
+    config = web_config(app, settings)
     try:
         await ControlPlaneServer(config, control, lambda: ready(url)).serve(sockets=[listener])
     finally:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lattice_sdk.durations import parse_duration
 
@@ -26,6 +26,15 @@ def _duration(value: object) -> object:
 
 
 Span = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta(0))]
+
+
+def _list(value: object) -> object:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+Networks = Annotated[list[IPv4Network | IPv6Network], NoDecode, BeforeValidator(_list)]
 
 
 def _default_data_dir() -> Path:
@@ -54,6 +63,8 @@ class ServerSettings(BaseSettings):
         sub_agent_limit: how many sub-agents and unused delegations one agent may have beneath it,
             in all generations.
         insecure_http: permits to listen on a network address without TLS.
+        trusted_proxies: networks whose X-Forwarded-For is believed, separated by commas; nobody's
+            when left out.
     """
 
     model_config = SettingsConfigDict(env_prefix="LATTICE_SERVER_", extra="forbid")
@@ -77,6 +88,7 @@ class ServerSettings(BaseSettings):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     insecure_http: bool = False
+    trusted_proxies: Networks = Field(default_factory=list)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("overlay")

@@ -47,7 +47,8 @@ def for_agent(
 
     Raises:
         ApiProblem: ``workspace_mismatch``, ``unknown_preset``, ``preset_not_permitted``,
-            ``invalid_ttl``, ``ttl_not_permitted``, ``invalid_request`` or ``forbidden``.
+            ``agent_type_not_permitted``, ``invalid_ttl``, ``ttl_not_permitted``,
+            ``invalid_request`` or ``forbidden``.
     """
     workspace = token.workspace_id or ""
     if request.workspace_id not in (None, workspace):
@@ -74,6 +75,7 @@ def for_agent(
             "choose one of these or ask for a token that permits it",
             errors=[{"field": "policyPreset", "message": "not permitted by the token"}],
         )
+    _check_agent_type(token, agent_type(token, request))
     ttl, max_ttl = lifetime(settings, token, request.ttl)
     allow = _allow(settings, token, presets[preset], preset, request.allow)
     if token.delegated is not None:
@@ -93,6 +95,35 @@ def agent_type(token: TokenRecord, request: EnrollRequest) -> str:
     """The kind of agent: what it says, else what it was delegated as, else its name."""
     delegated = (token.delegated or {}).get("agentType")
     return request.agent_type or delegated or request.agent_name
+
+
+def _check_agent_type(token: TokenRecord, kind: str) -> None:
+    if token.agent_types is None or any(matches(kind, p) for p in token.agent_types):
+        return
+    raise ApiProblem(
+        "agent_type_not_permitted",
+        f"the token permits agents of the types {', '.join(token.agent_types)}, not {kind}; "
+        "say which of these it is in agentType, or ask for a token that permits it",
+        errors=[{"field": "agentType", "message": "not permitted by the token"}],
+    )
+
+
+def matches(text: str, pattern: str) -> bool:
+    """Whether a text is of a pattern, in which each ``*`` stands for any characters."""
+    first, *rest = pattern.split("*")
+    if not rest:
+        return text == pattern
+    *middle, last = rest
+    if not text.startswith(first) or len(text) < len(first) + len(last):
+        return False
+    place, end = len(first), len(text) - len(last)
+    # The leftmost place for each part leaves the most room for those that follow.
+    for part in middle:
+        found = text.find(part, place, end)
+        if found < 0:
+            return False
+        place = found + len(part)
+    return text.endswith(last)
 
 
 def permitted_presets(token: TokenRecord) -> frozenset[str]:

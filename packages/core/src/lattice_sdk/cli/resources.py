@@ -13,6 +13,7 @@ from lattice_sdk.cli.delegate import delegate
 from lattice_sdk.cli.output import Format, show_list, show_one
 from lattice_sdk.cli.parsing import parse_permit, parse_ports
 from lattice_sdk.cli.session import Session, Workspace, connected
+from lattice_sdk.cli.tokens import revoke_tokens, rotate_token
 
 PAGE = 1000  # what the control plane gives at most
 
@@ -157,6 +158,17 @@ def create_token(
     expires_in: Annotated[
         str | None, typer.Option(metavar="720h", help="When the token itself ends.")
     ] = None,
+    agent_type: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TYPE", help="Allowed agent type, code-*; may be repeated."),
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CIDR", help="Network it may be used from; may be repeated."),
+    ] = None,
+    delegation_depth: Annotated[
+        int | None, typer.Option(min=0, help="Generations of sub-agents; 0 forbids delegation.")
+    ] = None,
     allow_isolated: Annotated[
         bool,
         typer.Option(
@@ -195,6 +207,9 @@ def create_token(
         "maxLifetime": max_lifetime,
         "uses": uses,
         "expiresIn": expires_in,
+        "agentTypes": agent_type or None,
+        "sources": source or None,
+        "delegationDepth": delegation_depth,
         "allowIsolated": allow_isolated or None,
         "allow": [parse_permit(text) for text in allow] if allow else None,
     }
@@ -225,24 +240,8 @@ def list_tokens(session: Session, workspace: Workspace = None) -> None:
     show_list(rows, _TOKEN, session.output)
 
 
-@tokens.command("revoke")
-@connected
-def revoke_tokens(session: Session, token_id: Annotated[list[str], typer.Argument()]) -> None:
-    """Revoke tokens by their ids: nobody enrolls with them any more. Needs an admin token.
-
-    Identities that were enrolled with them stay; `lattice peers delete` ends those.
-
-    For example:
-
-      lattice tokens revoke token-7k2m4q
-    """
-
-    async def revoke(api: Any) -> None:
-        for one in token_id:
-            await api.request("DELETE", _path("tokens", one))
-            _done(session, "revoked", one)
-
-    session.run(revoke)
+tokens.command("rotate")(rotate_token)
+tokens.command("revoke")(revoke_tokens)
 
 
 @services.command("add")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Depends, Header, Query, Request
+from fastapi import Depends, Query, Request
+from starlette.requests import HTTPConnection
 
 from lattice_sdk.wire import Problem
+from lattice_server.access import Caller
 from lattice_server.control import ControlPlane
 from lattice_server.problems import ApiProblem
 
-Authorization = Annotated[
-    str | None, Header(alias="Authorization", description="`Bearer lt-…`", include_in_schema=False)
-]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Items on a page")]
 Cursor = Annotated[
     str | None, Query(max_length=300, description="`next` of the page before this one")
@@ -25,6 +24,14 @@ def control_of(request: Request) -> ControlPlane:
     return control
 
 
+def caller_of(connection: HTTPConnection) -> Caller:
+    """Who sends this request or opens this WebSocket."""
+    client = connection.client
+    return Caller(connection.headers.get("authorization"), client.host if client else "")
+
+
+# With a default of None, so that it may stand last in a signature; it is always there.
+Authorization = Annotated[Caller | None, Depends(caller_of)]
 Control = Annotated[ControlPlane, Depends(control_of)]
 
 

@@ -84,8 +84,7 @@ async def renew(
     ``ttl`` left out means what the identity had. A new ``publicKey`` rotates the key.
     """
     principal = await authenticate(control, authorization, "enrollment")
-    secret = (authorization or "").partition(" ")[2].strip()
-    answer = await identities.renew(control, peer_id, principal, secret, body or RenewRequest())
+    answer = await identities.renew(control, peer_id, principal, body or RenewRequest())
     return JSONResponse(answer, headers=_NO_STORE)
 
 

@@ -26,6 +26,7 @@ EventType = Literal[
     "expired",
     "denied",
     "token.created",
+    "token.rotated",
     "token.revoked",
     "service.created",
     "service.changed",

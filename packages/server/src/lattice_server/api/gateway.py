@@ -15,6 +15,7 @@ from sqlalchemy import insert, update
 from lattice_sdk.wire import Name, PublicKey, WireModel
 from lattice_server import endings
 from lattice_server.access import authenticate
+from lattice_server.api.common import caller_of
 from lattice_server.clock import now_ms
 from lattice_server.control import ControlPlane
 from lattice_server.denials import Flow
@@ -108,7 +109,7 @@ async def gateway_stream(socket: WebSocket) -> None:
     """One gateway's connection, from its hello to its end."""
     control: ControlPlane = socket.app.state.control
     try:
-        await authenticate(control, socket.headers.get("authorization"), "gateway", "admin")
+        await authenticate(control, caller_of(socket), "gateway", "admin")
     except ApiProblem as problem:
         control.metrics.refusals.labels(problem.code).inc()
         await socket.send_denial_response(problem.response())

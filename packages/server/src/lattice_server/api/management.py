@@ -8,8 +8,8 @@ from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse, Response
 
 from lattice_sdk.wire import EnrollResponse
-from lattice_server import identities, management, services
-from lattice_server.access import Principal, authenticate
+from lattice_server import identities, management, services, tokens
+from lattice_server.access import Caller, Principal, authenticate
 from lattice_server.api import models
 from lattice_server.api.common import Authorization, Control, Cursor, Limit, number_cursor, problems
 from lattice_server.control import ControlPlane
@@ -20,10 +20,11 @@ router = APIRouter(tags=["management"])
 
 _NO_STORE = {"Cache-Control": "no-store"}
 WorkspaceQuery = Annotated[str | None, Query(alias="workspaceId", max_length=128)]
+TokenId = Annotated[str, Path(max_length=64)]
 ServicePath = Annotated[str, Path(max_length=63)]
 
 
-async def _admin(control: ControlPlane, authorization: str | None) -> Principal:
+async def _admin(control: ControlPlane, authorization: Caller | None) -> Principal:
     return await authenticate(control, authorization, "admin")
 
 
@@ -73,9 +74,7 @@ async def create_token(
 ) -> Response:
     """Create a token. Its text is in this answer and never again."""
     await _admin(control, authorization)
-    return JSONResponse(
-        await management.create_token(control, body), status_code=201, headers=_NO_STORE
-    )
+    return JSONResponse(await tokens.create(control, body), status_code=201, headers=_NO_STORE)
 
 
 @router.get(
@@ -93,8 +92,8 @@ async def list_tokens(
 ) -> Response:
     """All tokens without their secrets, oldest first."""
     await _admin(control, authorization)
-    page = await management.list_tokens(control, workspace_id, limit, number_cursor(cursor))
-    return JSONResponse(page)
+    items, after = await tokens.list_page(control, workspace_id, limit, number_cursor(cursor))
+    return JSONResponse({"items": items} | ({} if after is None else {"next": str(after)}))
 
 
 @router.delete(
@@ -106,13 +105,34 @@ async def list_tokens(
 )
 async def revoke_token(
     control: Control,
-    token_id: Annotated[str, Path(max_length=64)],
+    token_id: TokenId,
+    agents: Annotated[
+        bool, Query(description="End the identities that it enrolled, and their sub-agents")
+    ] = False,
     authorization: Authorization = None,
 ) -> Response:
-    """Revoke a token; also one that is revoked already. Identities it enrolled live on."""
+    """Revoke a token; also one that is revoked already. Without ``agents`` identities live on."""
     await _admin(control, authorization)
-    await management.revoke_token(control, token_id)
+    await tokens.revoke_by_id(control, token_id, agents=agents)
     return Response(status_code=204)
+
+
+@router.post(
+    "/api/v1/tokens/{token_id}/rotate",
+    response_model=None,
+    summary="Rotate a token",
+    responses={200: {"model": models.Token}, **problems(400, 401, 403, 404, 413, 422)},
+)
+async def rotate_token(
+    control: Control,
+    token_id: TokenId,
+    body: models.RotateBody | None = None,
+    authorization: Authorization = None,
+) -> Response:
+    """Give a token a new text, in this answer and never again. Its id and its limits stay."""
+    await _admin(control, authorization)
+    overlap = (body or models.RotateBody()).overlap
+    return JSONResponse(await tokens.rotate(control, token_id, overlap), headers=_NO_STORE)
 
 
 @router.post(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from ipaddress import ip_network
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -12,6 +13,7 @@ from lattice_server import destinations, presets
 
 # Far beyond any use, and far from where a date overflows.
 LONGEST = timedelta(days=3650)
+LONGEST_OVERLAP = timedelta(days=7)
 
 _HOSTNAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$"
 
@@ -22,6 +24,12 @@ def _positive(value: timedelta) -> timedelta:
     return value
 
 
+def _overlap(value: timedelta) -> timedelta:
+    if not timedelta(0) <= value <= LONGEST_OVERLAP:
+        raise ValueError("at most 168h: who still uses the former text would never notice")
+    return value
+
+
 def _preset_names(value: list[str]) -> list[str]:
     # Which presets there are depends on the workspace.
     if not all(presets.NAME.fullmatch(name) for name in value):
@@ -29,6 +37,18 @@ def _preset_names(value: list[str]) -> list[str]:
     return sorted(set(value))
 
 
+def _network(value: str) -> str:
+    try:
+        return str(ip_network(value.strip(), strict=False))
+    except ValueError:
+        raise ValueError("a network such as 10.0.0.0/8 or 2001:db8::/32, or an address") from None
+
+
+Network = Annotated[str, Field(max_length=64), AfterValidator(_network)]
+# A kind of agent; each * stands for any characters.
+AgentTypePattern = Annotated[
+    str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9*][A-Za-z0-9._*-]*$")
+]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 Hostname = Annotated[str, Field(max_length=253, pattern=_HOSTNAME)]
 ServiceName = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
@@ -83,6 +103,11 @@ class TokenBody(RequestModel):
     expires_in: PositiveDuration | None = None
     allow_isolated: Annotated[bool, Field(strict=True)] = False
     allow: Annotated[list[PermitBody], Field(max_length=1000)] | None = None
+    agent_types: Annotated[list[AgentTypePattern], Field(min_length=1, max_length=100)] | None = (
+        None
+    )
+    sources: Annotated[list[Network], Field(min_length=1, max_length=100)] | None = None
+    delegation_depth: Annotated[int, Field(ge=0, le=100, strict=True)] | None = None
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> TokenBody:
@@ -98,7 +123,16 @@ class TokenBody(RequestModel):
             raise ValueError("presets, allowIsolated and allow belong to tokens of kind workspace")
         if self.kind != "workspace" and self.uses is not None:
             raise ValueError("uses belongs to tokens of kind workspace")
+        bound = self.agent_types is not None or self.delegation_depth is not None
+        if self.kind != "workspace" and bound:
+            raise ValueError("agentTypes and delegationDepth belong to tokens of kind workspace")
         return self
+
+
+class RotateBody(RequestModel):
+    """Body of ``POST /api/v1/tokens/{id}/rotate``: how long the former text holds as well."""
+
+    overlap: Annotated[Duration, AfterValidator(_overlap)] = timedelta(0)
 
 
 class Token(WireModel):
@@ -115,9 +149,14 @@ class Token(WireModel):
     used: int
     allow_isolated: bool
     allow: list[PermitBody] | None = None
+    agent_types: list[str] | None = None
+    sources: list[str] | None = None
+    delegation_depth: int | None = None
+    parent_ref: str | None = None
     created_at: Time
     expires_at: Time | None
     revoked_at: Time | None
+    former_holds_until: Time | None = None
     token: str | None = None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from lattice_server.credentials import TokenKind
 from lattice_server.policy import AgentRule, Grant, ServiceRule
 
 # Kinds of service, and the types of their peers: what serves its own address alone, host names, or
@@ -113,7 +114,7 @@ class TokenRecord:
 
     n: int
     id: str
-    kind: str
+    kind: TokenKind
     workspace_id: str | None
     service: str | None
     presets: list[str] | None
