@@ -55,7 +55,7 @@ def test_token_text_is_answered_once(plane: Any) -> None:
         {"kind": "gateway", "presets": ["sandboxed"]},
         {"kind": "service", "workspaceId": "ws"},
         {"kind": "workspace", "workspaceId": "ws", "service": "x"},
-        {"kind": "workspace", "workspaceId": "ws", "presets": ["root"]},
+        {"kind": "workspace", "workspaceId": "ws", "presets": ["no preset's name"]},
         {"kind": "workspace", "workspaceId": "ws", "uses": 0},
         {"kind": "workspace", "workspaceId": "ws", "maxTTL": "0s"},
         {"kind": "workspace", "workspaceId": "ws", "maxLifetime": "99999999h"},

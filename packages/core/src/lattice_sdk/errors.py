@@ -12,11 +12,13 @@ from typing import ClassVar
 
 # Lattice tokens as the control plane makes them; a server's sentence may echo one.
 _TOKEN = re.compile(r"lt-[A-Za-z0-9_.-]{6,}")
+# JWTs (RFC 7515): a JSON object in base64url begins with eyJ.
+_JWT = re.compile(r"eyJ[A-Za-z0-9_-]{8,}(\.[A-Za-z0-9_-]*){0,2}")
 
 
 def redact(text: str) -> str:
     """Text from elsewhere without the tokens in it."""
-    return _TOKEN.sub("lt-…", text)
+    return _JWT.sub("eyJ…", _TOKEN.sub("lt-…", text))
 
 
 class LatticeError(Exception):

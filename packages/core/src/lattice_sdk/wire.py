@@ -200,8 +200,9 @@ class Reach(WireModel):
 class Peer(WireModel):
     """A peer as ``GET /api/v1/peers/{id}`` shows it. Holds no secret.
 
-    ``parent_ref`` is the agent that delegated to it. ``chain`` is the line from the first agent to
-    the parent and ``sub_agents`` who came from this one; both are left out of lists.
+    ``subject`` is whose JWT it was enrolled with, where it was enrolled with one. ``parent_ref`` is
+    the agent that delegated to it. ``chain`` is the line from the first agent to the parent and
+    ``sub_agents`` who came from this one; both are left out of lists.
     """
 
     peer_id: str
@@ -217,6 +218,7 @@ class Peer(WireModel):
     max_expires_at: Time | None = None
     renewals: int = 0
     allow: list[AllowRule] = Field(default_factory=list)
+    subject: str | None = None
     parent_ref: str | None = None
     delegation_depth: int = 0
     chain: list[PeerRef] | None = None

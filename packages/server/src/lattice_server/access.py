@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
+from lattice_server import workload
 from lattice_server.clock import now_ms, rfc3339
 from lattice_server.credentials import TokenKind, token_hash, token_kind
 from lattice_server.problems import ApiProblem
@@ -51,13 +52,15 @@ class Caller:
 class Principal:
     """The owner of a valid token.
 
-    ``token`` for a managed one, ``peer`` for an enrollment token; ``secret`` is its text.
+    ``token`` for a managed one, ``peer`` for an enrollment token; ``secret`` is its text. For a JWT
+    ``token`` is the trust that it falls under, and ``subject`` whose it is.
     """
 
     kind: TokenKind
     token: TokenRecord | None = None
     peer: PeerRecord | None = None
     secret: str = field(default="", repr=False)
+    subject: str | None = None
 
     def may_see(self, workspace: str) -> bool:
         """Whether things of this workspace exist for the caller."""
@@ -77,7 +80,11 @@ class Principal:
 
 
 async def authenticate(
-    control: ControlPlane, caller: Caller | None, *allowed: TokenKind, spent: bool = False
+    control: ControlPlane,
+    caller: Caller | None,
+    *allowed: TokenKind,
+    spent: bool = False,
+    workspace: str | None = None,
 ) -> Principal:
     """Find out who calls.
 
@@ -86,6 +93,7 @@ async def authenticate(
         caller: with the ``Authorization`` header.
         allowed: the kinds of token that may do this.
         spent: accept a token without uses left (the caller counts uses by itself).
+        workspace: where it is to be, for a JWT that several workspaces trust.
 
     Raises:
         ApiProblem: 401 for a missing or bad token, 403 for one of another kind or from elsewhere.
@@ -93,10 +101,14 @@ async def authenticate(
     caller = caller or Caller(None)
     text = caller.bearer()
     kind = token_kind(text)
-    if kind is None:
-        raise _invalid()
-    principal = await _owner(control, kind, text)
-    if principal is None:
+    principal = None
+    if kind is not None:
+        principal = await _owner(control, kind, text)
+    elif "trust" in allowed and workload.looks_like_jwt(text):
+        kind = "trust"
+        token, subject = await workload.recognise(control, text, workspace)
+        principal = Principal(kind, token=token, subject=subject)
+    if kind is None or principal is None:
         raise _invalid()
     if principal.token is not None:
         check_token(principal.token, now_ms(), spent=spent)

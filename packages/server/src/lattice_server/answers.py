@@ -118,6 +118,7 @@ def peer_answer(peer: PeerRecord) -> dict[str, Any]:
         "maxExpiresAt": None if peer.max_expires_at is None else rfc3339(peer.max_expires_at),
         "renewals": peer.renewals,
         "allow": peer.asked(),
+        "subject": peer.subject,
         "parentRef": peer.parent_id,
         "delegationDepth": peer.delegation_depth,
     }

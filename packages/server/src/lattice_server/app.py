@@ -22,6 +22,7 @@ from lattice_server.api import (
     management,
     policy,
     reach,
+    trusts,
 )
 from lattice_server.api.common import PROBLEM_SCHEMA
 from lattice_server.bootstrap import prepare_directory
@@ -71,6 +72,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         reach,
         connectors,
         management,
+        trusts,
         policy,
         events,
         latticepeers,

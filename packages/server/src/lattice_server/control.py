@@ -15,6 +15,7 @@ from lattice_server.clock import now_ms
 from lattice_server.connectors import Connectors
 from lattice_server.denials import Denials
 from lattice_server.hub import GatewayInfo, Hub
+from lattice_server.jwks import KeySets
 from lattice_server.metrics import Metrics
 from lattice_server.problems import ApiProblem, gateway_unavailable
 from lattice_server.settings import ServerSettings
@@ -36,6 +37,7 @@ class ControlPlane:
         self.connectors = Connectors()
         self.database = Database(settings.database_url)
         self.addresses = AddressPool(settings.overlay)
+        self.key_sets = KeySets(settings.issuer_ca_file)
         self.denials = Denials(self.database, self.events)
         self.closing = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []

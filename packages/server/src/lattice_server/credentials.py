@@ -11,7 +11,8 @@ from typing import Final, Literal
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-TokenKind = Literal["admin", "workspace", "service", "gateway", "enrollment", "delegation"]
+TokenKind = Literal["admin", "workspace", "service", "gateway", "enrollment", "delegation", "trust"]
+# A trust has no text, and so no letter.
 LETTERS: Final[dict[str, TokenKind]] = {
     "a": "admin",
     "w": "workspace",

@@ -102,6 +102,7 @@ async def enroll(
             if token.delegation_depth is None
             else token.delegation_depth
         ),
+        subject=principal.subject,
     )
     for attempt in range(3):
         try:
@@ -161,7 +162,7 @@ async def _take_up(
     """The same key again: the same identity with a new enrollment token; the old one is void."""
     same = (
         known.kind == "agent"
-        and known.issuer == token.id
+        and (known.issuer, known.subject) == (token.id, asked.subject)
         and known.workspace_id == asked.workspace_id
         and (known.name, known.agent_type, known.preset, known.asked())
         == (asked.name, asked.agent_type, asked.preset, asked.allow)
@@ -428,5 +429,6 @@ def _enrolled(peer: PeerRecord, **data: Any) -> dict[str, Any]:
         expiresAt=rfc3339(peer.expires_at),
         token=peer.issuer,
         **({"parentRef": peer.parent_id} if peer.parent_id else {}),
+        **({"subject": peer.subject} if peer.subject else {}),
         **data,
     )

@@ -42,14 +42,17 @@ CODES: dict[str, int] = {
     "address_pool_exhausted": 503,
     "gateway_unavailable": 503,
     "egress_unavailable": 503,
+    "issuer_unavailable": 503,
 }
 
 _SECRET = re.compile(r"lt-[A-Za-z0-9_-]{8,}")
+# RFC 7515: a JSON object in base64url begins with eyJ
+_JWT = re.compile(r"eyJ[A-Za-z0-9_-]{8,}(\.[A-Za-z0-9_-]*){0,2}")
 
 
 def printable(text: str, limit: int = 500) -> str:
     """Make text from a client fit to be shown: no token in it, valid UTF-8, bounded length."""
-    text = _SECRET.sub("lt-…", text).encode("utf-8", "backslashreplace").decode()
+    text = _JWT.sub("eyJ…", _SECRET.sub("lt-…", text)).encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -63,6 +63,7 @@ class ServerSettings(BaseSettings):
         sub_agent_limit: how many sub-agents and unused delegations one agent may have beneath it,
             in all generations.
         insecure_http: permits to listen on a network address without TLS.
+        issuer_ca_file: certificate authorities of issuers of JWTs, PEM; the system's when left out.
         trusted_proxies: networks whose X-Forwarded-For is believed, separated by commas; nobody's
             when left out.
     """
@@ -89,6 +90,7 @@ class ServerSettings(BaseSettings):
     tls_key: Path | None = None
     insecure_http: bool = False
     trusted_proxies: Networks = Field(default_factory=list)
+    issuer_ca_file: Path | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("overlay")

@@ -41,8 +41,8 @@ async def create(control: ControlPlane, body: TokenBody) -> dict[str, Any]:
         presets=body.presets,
         allow_isolated=body.allow_isolated,
         allow=None if body.allow is None else [rule.record() for rule in body.allow],
-        max_ttl=_ms(body.max_ttl),
-        max_lifetime=_ms(body.max_lifetime),
+        max_ttl=in_ms(body.max_ttl),
+        max_lifetime=in_ms(body.max_lifetime),
         uses=body.uses,
         used=0,
         created_at=now,
@@ -69,17 +69,27 @@ async def create(control: ControlPlane, body: TokenBody) -> dict[str, Any]:
 
 
 async def list_page(
-    control: ControlPlane, workspace: str | None, limit: int, after: int
-) -> tuple[list[dict[str, Any]], int | None]:
-    """A page of tokens, oldest first, and where the next page starts."""
+    control: ControlPlane,
+    workspace: str | None,
+    limit: int,
+    after: int,
+    *,
+    trusts: bool = False,
+) -> tuple[list[TokenRecord], int | None]:
+    """A page of tokens, or else of trusts, oldest first, and where the next page starts."""
     tokens = schema.tokens.c
-    query = select(schema.tokens).where(tokens.n > after).order_by(tokens.n).limit(limit + 1)
+    query = (
+        select(schema.tokens)
+        .where(tokens.n > after, tokens.kind == "trust" if trusts else tokens.kind != "trust")
+        .order_by(tokens.n)
+        .limit(limit + 1)
+    )
     if workspace is not None:
         query = query.where(tokens.workspace_id == workspace)
     async with control.database.read() as connection:
         found = [TokenRecord.of(row) for row in await connection.execute(query)]
     following = found[limit - 1].n if len(found) > limit else None
-    return [answer(token) for token in found[:limit]], following
+    return found[:limit], following
 
 
 async def rotate(control: ControlPlane, token_id: str, overlap: timedelta) -> dict[str, Any]:
@@ -98,6 +108,8 @@ async def rotate(control: ControlPlane, token_id: str, overlap: timedelta) -> di
     now = now_ms()
     async with control.database.write() as tx:
         token = await _by_id(tx, token_id)
+        if token.kind == "trust":
+            raise ApiProblem("token_not_found", f"{token_id} is a trust, which has no text")
         if token.revoked_at is not None or (token.expires_at or now + 1) <= now:
             raise ApiProblem(
                 "conflict", f"the token {token_id} holds no more; make a new one instead"
@@ -155,7 +167,13 @@ async def revoke(
         .where(schema.tokens.c.id.in_([token.id for token in tokens]))
         .values(revoked_at=now)
     )
-    await control.events.append(tx, [_event("token.revoked", now, token) for token in tokens])
+    await control.events.append(
+        tx,
+        [
+            _event("trust.revoked" if token.kind == "trust" else "token.revoked", now, token)
+            for token in tokens
+        ],
+    )
 
 
 def answer(token: TokenRecord) -> dict[str, Any]:
@@ -166,8 +184,8 @@ def answer(token: TokenRecord) -> dict[str, Any]:
         "workspaceId": token.workspace_id,
         "service": token.service,
         "presets": token.presets,
-        "maxTTL": _text(token.max_ttl),
-        "maxLifetime": _text(token.max_lifetime),
+        "maxTTL": duration(token.max_ttl),
+        "maxLifetime": duration(token.max_lifetime),
         "uses": token.uses,
         "used": token.used,
         "allowIsolated": token.allow_isolated,
@@ -248,11 +266,13 @@ def _event(kind: str, now: int, token: TokenRecord, **data: Any) -> dict[str, An
     return event(kind, now, workspace=token.workspace_id, token=token.id, kind=token.kind, **data)
 
 
-def _ms(span: timedelta | None) -> int | None:
+def in_ms(span: timedelta | None) -> int | None:
+    """A duration in ms, if there is one."""
     return None if span is None else to_ms(span)
 
 
-def _text(milliseconds: int | None) -> str | None:
+def duration(milliseconds: int | None) -> str | None:
+    """A duration as the wire writes it, if there is one."""
     return None if milliseconds is None else format_duration(timedelta(milliseconds=milliseconds))
 
 

@@ -14,6 +14,7 @@ from lattice_sdk.cli.enroll import enroll
 from lattice_sdk.cli.events import events
 from lattice_sdk.cli.failures import LatticeGroup, report_defect
 from lattice_sdk.cli.policy import policy
+from lattice_sdk.cli.trusts import trusts
 
 EPILOG = (
     "Settings come from arguments, then LATTICE_SERVER, LATTICE_TOKEN or LATTICE_TOKEN_FILE, "
@@ -64,6 +65,7 @@ def build() -> typer.Typer:
     app.add_typer(resources.peers, name="peers")
     app.add_typer(resources.services, name="services")
     app.add_typer(resources.tokens, name="tokens")
+    app.add_typer(trusts, name="trusts")
     app.add_typer(resources.workspaces, name="workspaces")
     app.add_typer(policy, name="policy")
     app.command()(doctor.doctor)

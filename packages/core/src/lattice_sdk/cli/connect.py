@@ -12,8 +12,7 @@ import typer
 
 from lattice_sdk.cli.output import Format
 from lattice_sdk.cli.parsing import parse_target
-from lattice_sdk.cli.resources import needed_workspace
-from lattice_sdk.cli.session import Session, Workspace, connected
+from lattice_sdk.cli.session import Session, Workspace, connected, needed_workspace
 
 if TYPE_CHECKING:
     from lattice_sdk.agent import Face

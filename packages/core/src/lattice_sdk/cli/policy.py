@@ -10,8 +10,7 @@ from urllib.parse import quote
 import typer
 
 from lattice_sdk.cli.output import Format, show_document, show_one
-from lattice_sdk.cli.resources import needed_workspace
-from lattice_sdk.cli.session import Session, Workspace, connected
+from lattice_sdk.cli.session import Session, Workspace, connected, needed_workspace
 
 policy = typer.Typer(
     no_args_is_help=True, help="Policy of a workspace: its own presets, private targets."

@@ -11,11 +11,10 @@ import typer
 
 from lattice_sdk.cli.delegate import delegate
 from lattice_sdk.cli.output import Format, show_list, show_one
+from lattice_sdk.cli.paging import every
 from lattice_sdk.cli.parsing import parse_permit, parse_ports
-from lattice_sdk.cli.session import Session, Workspace, connected
+from lattice_sdk.cli.session import Session, Workspace, connected, needed_workspace
 from lattice_sdk.cli.tokens import revoke_tokens, rotate_token
-
-PAGE = 1000  # what the control plane gives at most
 
 workspaces = typer.Typer(no_args_is_help=True, help="Workspaces: who shares tools and tokens.")
 peers = typer.Typer(no_args_is_help=True, help="Identities: agents and tool services.")
@@ -79,7 +78,7 @@ def list_workspaces(session: Session) -> None:
 
       lattice workspaces list --output json
     """
-    show_list(_all(session, "workspaces"), _WORKSPACE, session.output)
+    show_list(every(session, "workspaces"), _WORKSPACE, session.output)
 
 
 @peers.command("list")
@@ -91,7 +90,7 @@ def list_peers(session: Session, workspace: Workspace = None) -> None:
 
       lattice peers list --workspace ws-prod-agents
     """
-    rows = _all(session, "peers", workspaceId=session.workspace(workspace))
+    rows = every(session, "peers", workspaceId=session.workspace(workspace))
     show_list(rows, _PEER, session.output)
 
 
@@ -236,7 +235,7 @@ def list_tokens(session: Session, workspace: Workspace = None) -> None:
 
       lattice tokens list
     """
-    rows = _all(session, "tokens", workspaceId=session.workspace(workspace))
+    rows = every(session, "tokens", workspaceId=session.workspace(workspace))
     show_list(rows, _TOKEN, session.output)
 
 
@@ -324,7 +323,7 @@ def list_services(session: Session, workspace: Workspace = None) -> None:
 
       lattice services list --output yaml
     """
-    rows = _all(session, "services", workspaceId=session.workspace(workspace))
+    rows = every(session, "services", workspaceId=session.workspace(workspace))
     show_list(rows, _SERVICE, session.output)
 
 
@@ -344,39 +343,6 @@ def remove_service(
     params = {"workspaceId": session.workspace(workspace)}
     session.run(lambda api: api.request("DELETE", _path("services", name), params=params))
     _done(session, "removed", name)
-
-
-def needed_workspace(session: Session, given: str | None) -> str:
-    """The workspace.
-
-    Raises:
-        ConfigurationError: none is set.
-    """
-    from lattice_sdk.errors import ConfigurationError
-
-    workspace = session.workspace(given)
-    if workspace is None:
-        raise ConfigurationError(
-            "no workspace is named", hint="Pass --workspace ID, or set LATTICE_WORKSPACE"
-        )
-    return workspace
-
-
-def _all(session: Session, kind: str, **query: Any) -> list[Mapping[str, Any]]:
-    """Every page."""
-
-    async def collect(api: Any) -> list[Mapping[str, Any]]:
-        rows: list[Mapping[str, Any]] = []
-        cursor = None
-        while True:
-            params = {**query, "limit": PAGE, "cursor": cursor}
-            page = await api.request("GET", _path(kind), params=params)
-            rows += page["items"]
-            cursor = page.get("next")
-            if cursor is None:
-                return rows
-
-    return session.run(collect)
 
 
 def _reference(peer: Mapping[str, Any]) -> str:

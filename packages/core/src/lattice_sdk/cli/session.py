@@ -138,6 +138,22 @@ class Session:
         )
 
 
+def needed_workspace(session: Session, given: str | None) -> str:
+    """The workspace.
+
+    Raises:
+        ConfigurationError: none is set.
+    """
+    from lattice_sdk.errors import ConfigurationError
+
+    workspace = session.workspace(given)
+    if workspace is None:
+        raise ConfigurationError(
+            "no workspace is named", hint="Pass --workspace ID, or set LATTICE_WORKSPACE"
+        )
+    return workspace
+
+
 def connected(command: Callable[..., None]) -> Callable[..., None]:
     """Make a command of a function whose first parameter is a :class:`Session`.
 

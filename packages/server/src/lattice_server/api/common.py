@@ -50,6 +50,11 @@ _PROBLEM = {"$ref": "#/components/schemas/Problem"}
 PROBLEM_SCHEMA = Problem.model_json_schema(by_alias=True)
 
 
+def page(items: list[dict[str, Any]], after: int | None) -> dict[str, Any]:
+    """A page, with the cursor of the next one if there is more."""
+    return {"items": items} | ({} if after is None else {"next": str(after)})
+
+
 def number_cursor(cursor: str | None) -> int:
     """The row number in a cursor; zero without one.
 

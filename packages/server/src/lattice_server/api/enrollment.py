@@ -56,13 +56,21 @@ async def enroll(
     ],
     authorization: Authorization = None,
 ) -> Response:
-    """Give an agent its identity. Bearer: a workspace token, or for a sub-agent a delegated one.
+    """Give an agent its identity.
+
+    Bearer: a workspace token, for a sub-agent a delegated one, or a JWT that a workspace trusts.
 
     Answered once the gateway has the peer; for a caller that has hung up by then it is taken back.
     The same ``publicKey`` with the same request is the same identity: its id and address, and a new
     enrollment token that replaces the one before.
     """
-    principal = await authenticate(control, authorization, "workspace", "delegation", spent=True)
+    principal = await authenticate(
+        control,
+        authorization,
+        *("workspace", "delegation", "trust"),
+        spent=True,
+        workspace=body.workspace_id,
+    )
     answer = await identities.enroll(control, principal, body, request.is_disconnected)
     return JSONResponse(answer, status_code=201, headers=_NO_STORE)
 

@@ -28,6 +28,8 @@ EventType = Literal[
     "token.created",
     "token.rotated",
     "token.revoked",
+    "trust.created",
+    "trust.revoked",
     "service.created",
     "service.changed",
     "service.removed",

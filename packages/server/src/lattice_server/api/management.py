@@ -11,7 +11,15 @@ from lattice_sdk.wire import EnrollResponse
 from lattice_server import identities, management, services, tokens
 from lattice_server.access import Caller, Principal, authenticate
 from lattice_server.api import models
-from lattice_server.api.common import Authorization, Control, Cursor, Limit, number_cursor, problems
+from lattice_server.api.common import (
+    Authorization,
+    Control,
+    Cursor,
+    Limit,
+    number_cursor,
+    page,
+    problems,
+)
 from lattice_server.control import ControlPlane
 from lattice_server.problems import ApiProblem
 from lattice_server.terms import Connect
@@ -92,8 +100,8 @@ async def list_tokens(
 ) -> Response:
     """All tokens without their secrets, oldest first."""
     await _admin(control, authorization)
-    items, after = await tokens.list_page(control, workspace_id, limit, number_cursor(cursor))
-    return JSONResponse({"items": items} | ({} if after is None else {"next": str(after)}))
+    found, after = await tokens.list_page(control, workspace_id, limit, number_cursor(cursor))
+    return JSONResponse(page([tokens.answer(token) for token in found], after))
 
 
 @router.delete(

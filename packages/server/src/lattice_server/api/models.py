@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from lattice_sdk.wire import Duration, Name, Port, Protocol, RequestModel, Time, WireModel
 from lattice_server import destinations, presets
+from lattice_server.jwks import check_source
 
 # Far beyond any use, and far from where a date overflows.
 LONGEST = timedelta(days=3650)
@@ -49,6 +50,9 @@ Network = Annotated[str, Field(max_length=64), AfterValidator(_network)]
 AgentTypePattern = Annotated[
     str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9*][A-Za-z0-9._*-]*$")
 ]
+AgentTypes = Annotated[list[AgentTypePattern], Field(min_length=1, max_length=100)]
+Sources = Annotated[list[Network], Field(min_length=1, max_length=100)]
+Depth = Annotated[int, Field(ge=0, le=100, strict=True)]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 Hostname = Annotated[str, Field(max_length=253, pattern=_HOSTNAME)]
 ServiceName = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
@@ -103,11 +107,9 @@ class TokenBody(RequestModel):
     expires_in: PositiveDuration | None = None
     allow_isolated: Annotated[bool, Field(strict=True)] = False
     allow: Annotated[list[PermitBody], Field(max_length=1000)] | None = None
-    agent_types: Annotated[list[AgentTypePattern], Field(min_length=1, max_length=100)] | None = (
-        None
-    )
-    sources: Annotated[list[Network], Field(min_length=1, max_length=100)] | None = None
-    delegation_depth: Annotated[int, Field(ge=0, le=100, strict=True)] | None = None
+    agent_types: AgentTypes | None = None
+    sources: Sources | None = None
+    delegation_depth: Depth | None = None
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> TokenBody:
@@ -158,6 +160,82 @@ class Token(WireModel):
     revoked_at: Time | None
     former_holds_until: Time | None = None
     token: str | None = None
+
+
+def _issuer(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("an issuer as its tokens name it: https://…")
+    return value
+
+
+def _key_source(value: str) -> str:
+    return check_source(value)
+
+
+def _claims(value: dict[str, str]) -> dict[str, str]:
+    if not value:
+        raise ValueError("at least one claim, else every token of the issuer would be taken")
+    for name, pattern in value.items():
+        if not name or len(name) > 256 or not 0 < len(pattern) <= 512:
+            raise ValueError("a claim is a name, or a path with slashes, and a pattern")
+    return value
+
+
+class TrustBody(RequestModel):
+    """Body of ``POST /api/v1/trusts``: which JWTs may enroll, and what they get.
+
+    ``claims`` are patterns by claim, in which ``*`` stands for any characters; all have to fit.
+    ``jwksUri`` left out is found by OpenID discovery. ``maxAge`` is how old a token may be.
+    """
+
+    workspace_id: Name
+    issuer: Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_issuer)]
+    audience: Annotated[str, Field(min_length=1, max_length=512)]
+    jwks_uri: Annotated[str, Field(max_length=1024), AfterValidator(_key_source)] | None = None
+    claims: Annotated[dict[str, str], Field(max_length=20), AfterValidator(_claims)]
+    max_age: PositiveDuration | None = None
+    presets: Annotated[list[str], AfterValidator(_preset_names)] | None = None
+    max_ttl: Annotated[PositiveDuration | None, Field(alias="maxTTL")] = None
+    max_lifetime: PositiveDuration | None = None
+    uses: Annotated[int, Field(ge=1, le=10**9, strict=True)] | None = None
+    expires_in: PositiveDuration | None = None
+    allow_isolated: Annotated[bool, Field(strict=True)] = False
+    agent_types: AgentTypes | None = None
+    sources: Sources | None = None
+    delegation_depth: Depth | None = None
+
+    @model_validator(mode="after")
+    def _has_keys(self) -> TrustBody:
+        if self.jwks_uri is None:
+            # Where discovery looks: https://openid.net/specs/openid-connect-discovery-1_0.html
+            check_source(self.issuer)
+            if self.issuer.startswith("file:"):
+                raise ValueError("this issuer has no discovery; name its keys with jwksUri")
+        return self
+
+
+class Trust(WireModel):
+    """A trust."""
+
+    id: str
+    workspace_id: str
+    issuer: str
+    audience: str
+    jwks_uri: str | None
+    claims: dict[str, str]
+    max_age: str | None
+    presets: list[str] | None
+    max_ttl: Annotated[str | None, Field(alias="maxTTL")]
+    max_lifetime: str | None
+    uses: int | None
+    used: int
+    allow_isolated: bool
+    agent_types: list[str] | None
+    sources: list[str] | None
+    delegation_depth: int | None
+    created_at: Time
+    expires_at: Time | None
+    revoked_at: Time | None
 
 
 class PortBody(RequestModel):
@@ -274,4 +352,11 @@ class ServicePage(WireModel):
     """A page of services; ``next`` is the cursor of the next page."""
 
     items: list[ManagedService]
+    next: str | None = None
+
+
+class TrustPage(WireModel):
+    """A page of trusts; ``next`` is the cursor of the next page."""
+
+    items: list[Trust]
     next: str | None = None

@@ -39,6 +39,7 @@ class PeerRecord:
     version: int
     state: str
     ended_at: int | None
+    subject: str | None = None
     parent_id: str | None = None
     root_id: str | None = None
     depth: int = 0

@@ -95,6 +95,8 @@ peers = Table(
     Column("version", BigInteger, nullable=False),
     Column("state", String(16), nullable=False),
     Column("ended_at", BigInteger),
+    # Whose JWT it was enrolled with, where that was no token of this server.
+    Column("subject", String(512)),
     # Of a sub-agent: who delegated to it, the first of the line, and how far it is from there.
     Column("parent_id", String(64)),
     Column("root_id", String(64)),

@@ -26,6 +26,7 @@ def _token_columns() -> list[sa.Column[Any]]:
 
 def _peer_columns() -> list[sa.Column[Any]]:
     return [
+        sa.Column("subject", sa.String(length=512), nullable=True),
         sa.Column("parent_id", sa.String(length=64), nullable=True),
         sa.Column("root_id", sa.String(length=64), nullable=True),
         sa.Column("depth", sa.Integer(), nullable=False, server_default="0"),
