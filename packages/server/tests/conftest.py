@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -122,9 +122,13 @@ class Running:
         self._stack = ExitStack()
 
     def _serve(self) -> None:
+        async def serve() -> None:
+            self.loop = asyncio.get_running_loop()
+            await self.server.serve()
+
         # uvicorn ends a failed start with sys.exit
         with suppress(SystemExit):
-            asyncio.run(self.server.serve())
+            asyncio.run(serve())
 
     def start(self) -> None:
         self._thread.start()
@@ -140,6 +144,10 @@ class Running:
         self.server.should_exit = True
         self._thread.join(20)
         assert not self._thread.is_alive(), "the server did not stop"
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run something of the control plane's inside, in its own loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
 
     def call(self, method: str, path: str, token: str | None = None, **options: Any) -> Any:
         headers = dict(options.pop("headers", {}))

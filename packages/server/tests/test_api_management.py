@@ -266,7 +266,7 @@ def test_health_metrics_and_openapi(plane: Any, wait: Any) -> None:
     }
     plane.enrolled(token)
     plane.enroll(token, ttl="1x")
-    text = plane.http.get("/metrics").text
+    text = plane.call("GET", "/metrics", plane.admin).text
     for line in (
         'lattice_peers{preset="sandboxed",workspace="ws"} 1.0',
         "lattice_enrollments_total 1.0",

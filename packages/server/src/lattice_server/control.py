@@ -18,10 +18,12 @@ from lattice_server.hub import GatewayInfo, Hub
 from lattice_server.jwks import KeySets
 from lattice_server.metrics import Metrics
 from lattice_server.problems import ApiProblem, gateway_unavailable
+from lattice_server.quarantine import Quarantine
 from lattice_server.settings import ServerSettings
 from lattice_server.store import schema
 from lattice_server.store.database import Database, Transaction
 from lattice_server.store.events import EventLog
+from lattice_server.webhook import Webhook
 
 log = logging.getLogger("lattice.control")
 
@@ -39,6 +41,7 @@ class ControlPlane:
         self.addresses = AddressPool(settings.overlay)
         self.key_sets = KeySets(settings.issuer_ca_file)
         self.denials = Denials(self.database, self.events)
+        self.quarantine = Quarantine(self)
         self.closing = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -46,8 +49,9 @@ class ControlPlane:
         """Migrate, load, catch up with what expired meanwhile, start the background tasks.
 
         Raises:
-            StartError: when the database belongs to another overlay.
+            StartError: when the database belongs to another overlay, or a setting is wrong.
         """
+        webhook = Webhook.of(self)
         await self.database.migrate()
         async with self.database.write() as tx:
             await self._check_overlay(tx)
@@ -57,7 +61,11 @@ class ControlPlane:
         self._tasks = [
             asyncio.create_task(reconciler.run(self), name="reconciler"),
             asyncio.create_task(self.denials.run(), name="denials"),
+            asyncio.create_task(self.quarantine.run(), name="quarantine"),
         ]
+        if webhook is not None:
+            await webhook.prepare()
+            self._tasks.append(asyncio.create_task(webhook.run(), name="webhook"))
 
     async def stop(self) -> None:
         """End streams and tasks, write what is pending, close the database."""

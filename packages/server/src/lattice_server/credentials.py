@@ -11,13 +11,16 @@ from typing import Final, Literal
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-TokenKind = Literal["admin", "workspace", "service", "gateway", "enrollment", "delegation", "trust"]
+TokenKind = Literal[
+    "admin", "workspace", "service", "gateway", "observer", "enrollment", "delegation", "trust"
+]
 # A trust has no text, and so no letter.
 LETTERS: Final[dict[str, TokenKind]] = {
     "a": "admin",
     "w": "workspace",
     "s": "service",
     "g": "gateway",
+    "o": "observer",
     "e": "enrollment",
     "d": "delegation",
 }

@@ -103,7 +103,7 @@ class KeySets:
             if issuer != source.removesuffix(DISCOVERY) or not isinstance(uri, str):
                 raise ValueError("the discovery document is another issuer's")
             # An issuer elsewhere has no say over this machine's files and services.
-            if not uri.startswith("https:") and not _on_loopback(source):
+            if not uri.startswith("https:") and not on_loopback(source):
                 raise ValueError("the discovery document names keys that are not under https:")
             source = uri
         return _keys(await self._get(source))
@@ -112,7 +112,7 @@ class KeySets:
         context = await asyncio.to_thread(ssl.create_default_context, cafile=self._ca_file)
         client = httpx.AsyncClient(
             verify=context,
-            trust_env=not _on_loopback(url),
+            trust_env=not on_loopback(url),
             timeout=FETCH_SECONDS,
             headers={"Accept": "application/json"},
         )
@@ -137,12 +137,13 @@ def check_source(uri: str) -> str:
     if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path[:1] == "/":
         return uri
     whole = bool(parts.hostname) and "@" not in parts.netloc and not parts.fragment
-    if whole and (parts.scheme == "https" or (parts.scheme == "http" and _on_loopback(uri))):
+    if whole and (parts.scheme == "https" or (parts.scheme == "http" and on_loopback(uri))):
         return uri
     raise ValueError("has to be https://…, file:///… or http:// on a loopback address")
 
 
-def _on_loopback(url: str) -> bool:
+def on_loopback(url: str) -> bool:
+    """Whether a URL leads to this machine."""
     host = urlsplit(url).hostname or ""
     try:
         return ip_address(host).is_loopback

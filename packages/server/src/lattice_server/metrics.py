@@ -55,6 +55,19 @@ class Metrics:
             "lattice_denied_packets", "Packets of refused flows", registry=self.registry
         )
 
+        self.quarantined = Counter(
+            "lattice_quarantined", "Agents ended for too many denials", registry=self.registry
+        )
+        self.webhook_deliveries = Counter(
+            "lattice_webhook_deliveries",
+            "Attempts to deliver events",
+            ["result"],
+            registry=self.registry,
+        )
+        self.webhook_backlog = Gauge(
+            "lattice_webhook_backlog", "Events not delivered yet", registry=self.registry
+        )
+
     def exposition(self) -> bytes:
         """The text format."""
         return generate_latest(self.registry)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import Column, Table, delete, func, select
 
 from lattice_server import endings
 from lattice_server.clock import now_ms, to_ms
@@ -48,7 +48,9 @@ async def reconcile(control: ControlPlane) -> int:
         async with control.database.write() as tx:
             await control.release_rested(tx)
         await _forget_peers(control)
-        await _forget_events(control)
+        await _forget_delegations(control)
+        await _forget_rows(control, schema.events, schema.events.c.seq, schema.events.c.at)
+        await _forget_rows(control, schema.denials, schema.denials.c.n, schema.denials.c.last_at)
     return expired
 
 
@@ -60,15 +62,22 @@ async def _forget_peers(control: ControlPlane) -> None:
         await tx.connection.execute(delete(schema.peers).where(peers.n.in_(old)))
 
 
-async def _forget_events(control: ControlPlane) -> None:
-    events = schema.events.c
+async def _forget_delegations(control: ControlPlane) -> None:
+    """Tokens for sub-agents: what came by them is in the event log."""
+    tokens = schema.tokens.c
+    limit = now_ms() - to_ms(control.settings.retention)
+    old = select(tokens.n).where(tokens.kind == "delegation", tokens.expires_at < limit)
+    async with control.database.write() as tx:
+        await tx.connection.execute(delete(schema.tokens).where(tokens.n.in_(old.limit(BATCH))))
+
+
+async def _forget_rows(
+    control: ControlPlane, table: Table, number: Column[int], at: Column[int]
+) -> None:
+    """Evidence that is older than it is to be, or more than there is to be."""
     limit = now_ms() - to_ms(control.settings.event_retention)
     async with control.database.write() as tx:
-        newest = await tx.connection.scalar(select(func.max(events.seq))) or 0
+        newest = await tx.connection.scalar(select(func.max(number))) or 0
         too_many = newest - control.settings.event_limit
-        old = (
-            select(events.seq)
-            .where((events.at < limit) | (events.seq <= too_many))
-            .limit(10 * BATCH)
-        )
-        await tx.connection.execute(delete(schema.events).where(events.seq.in_(old)))
+        old = select(number).where((at < limit) | (number <= too_many)).limit(10 * BATCH)
+        await tx.connection.execute(delete(table).where(number.in_(old)))

@@ -34,6 +34,7 @@ def _list(value: object) -> object:
     return value
 
 
+Words = Annotated[list[str], NoDecode, BeforeValidator(_list)]
 Networks = Annotated[list[IPv4Network | IPv6Network], NoDecode, BeforeValidator(_list)]
 
 
@@ -63,6 +64,12 @@ class ServerSettings(BaseSettings):
         sub_agent_limit: how many sub-agents and unused delegations one agent may have beneath it,
             in all generations.
         insecure_http: permits to listen on a network address without TLS.
+        denial_limit: how many refused packets in ``denial_window`` are too many, so that the agent
+            is ended (quarantine); zero switches it off.
+        denial_window: see there.
+        webhook_url: where events are delivered to; nowhere when left out.
+        webhook_secret_file: file with the secret that deliveries are signed with.
+        webhook_events: types of events that are delivered, separated by commas; all when left out.
         issuer_ca_file: certificate authorities of issuers of JWTs, PEM; the system's when left out.
         trusted_proxies: networks whose X-Forwarded-For is believed, separated by commas; nobody's
             when left out.
@@ -86,6 +93,11 @@ class ServerSettings(BaseSettings):
     event_limit: Annotated[int, Field(ge=1000)] = 1_000_000
     delegation_depth: Annotated[int, Field(ge=0, le=100)] = 3
     sub_agent_limit: Annotated[int, Field(ge=0)] = 64
+    denial_limit: Annotated[int, Field(ge=0)] = 0
+    denial_window: Span = timedelta(seconds=60)
+    webhook_url: str | None = None
+    webhook_secret_file: Path | None = None
+    webhook_events: Words = Field(default_factory=list)
     tls_cert: Path | None = None
     tls_key: Path | None = None
     insecure_http: bool = False

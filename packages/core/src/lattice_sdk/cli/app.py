@@ -11,7 +11,7 @@ from lattice_sdk.cli import about, doctor, resources
 from lattice_sdk.cli.connect import connect
 from lattice_sdk.cli.egress import egress
 from lattice_sdk.cli.enroll import enroll
-from lattice_sdk.cli.events import events
+from lattice_sdk.cli.events import denials, events
 from lattice_sdk.cli.failures import LatticeGroup, report_defect
 from lattice_sdk.cli.policy import policy
 from lattice_sdk.cli.trusts import trusts
@@ -62,6 +62,7 @@ def build() -> typer.Typer:
     app.command()(connect)
     app.command()(egress)
     app.command()(events)
+    app.command()(denials)
     app.add_typer(resources.peers, name="peers")
     app.add_typer(resources.services, name="services")
     app.add_typer(resources.tokens, name="tokens")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lattice_sdk.cli.output import Format, show_document, show_list, text_of
-from lattice_sdk.cli.session import Session, connected
+from lattice_sdk.cli.paging import every
+from lattice_sdk.cli.session import Session, Workspace, connected
 
 if TYPE_CHECKING:
     from lattice_sdk.client import ControlPlane
@@ -44,7 +45,9 @@ def events(
         str | None, typer.Option(metavar="PEER", help="Only those of this peer.")
     ] = None,
 ) -> None:
-    """Show the event log: enrolled, renewed, revoked, expired, denied. Needs an admin token.
+    """Show the event log: enrolled, renewed, revoked, expired, denied.
+
+    Needs an observer's or an admin token.
 
     With --follow and --output json each event is one line. A control plane
     that restarts is followed on, without a gap.
@@ -63,6 +66,38 @@ def events(
         ]
 
     show_list(session.run(collect), _COLUMNS, session.output)
+
+
+_DENIAL = {
+    "peerId": "PEER",
+    "name": "NAME",
+    "destination": "DESTINATION",
+    "protocol": "PROTOCOL",
+    "port": "PORT",
+    "packets": "PACKETS",
+    "firstAt": "FIRST",
+    "lastAt": "LAST",
+}
+
+
+@connected
+def denials(
+    session: Session,
+    workspace: Workspace = None,
+    peer: Annotated[
+        str | None, typer.Option(metavar="PEER", help="Only those of this peer.")
+    ] = None,
+) -> None:
+    """Show what agents were refused: who, to where, how often, first and last.
+
+    Also of agents that have ended. Needs an observer's or an admin token.
+
+    For example:
+
+      lattice denials --peer peer-4x2k7q
+    """
+    query = {"workspaceId": session.workspace(workspace), "peerId": peer}
+    show_list(every(session, "denials", **query), _DENIAL, session.output)
 
 
 async def _follow(

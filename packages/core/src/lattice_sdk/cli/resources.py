@@ -139,7 +139,7 @@ def create_token(
     session: Session,
     workspace: Workspace = None,
     kind: Annotated[
-        str, typer.Option(help="workspace, service, gateway or admin.", metavar="KIND")
+        str, typer.Option(help="workspace, service, gateway, observer or admin.", metavar="KIND")
     ] = "workspace",
     service: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of a service token: the tool service.")

@@ -230,12 +230,13 @@ async def _receive(control: ControlPlane, socket: WebSocket, stream: Stream) -> 
                 for start in range(0, len(ids), 500):
                     await endings.expire_reported(control, ids[start : start + 500])
             case Denied():
-                flows = message.flows
-                control.metrics.denied_flows.inc(sum(flow.packets for flow in flows))
-                control.denials.report(
+                flows = [
                     Flow(f.id, f.source, f.destination, f.protocol, f.port, f.packets)
-                    for f in flows
-                )
+                    for f in message.flows
+                ]
+                control.metrics.denied_flows.inc(sum(flow.packets for flow in flows))
+                control.denials.report(flows)
+                control.quarantine.report(flows)
 
 
 async def _until_closed(control: ControlPlane, stream: Stream) -> None:

@@ -6,7 +6,8 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy import func, select, text
 
-from lattice_server.api.common import Control
+from lattice_server.access import authenticate
+from lattice_server.api.common import Authorization, Control, problems
 from lattice_server.clock import now_ms
 from lattice_server.store import schema
 
@@ -40,10 +41,21 @@ async def readyz(control: Control) -> Response:
     )
 
 
-@router.get("/metrics", response_class=Response, summary="Prometheus metrics")
-async def metrics(control: Control) -> Response:
-    """The figures in Prometheus' text format."""
+@router.get(
+    "/metrics",
+    response_class=Response,
+    summary="Prometheus metrics",
+    responses=problems(401, 403),
+)
+async def metrics(control: Control, authorization: Authorization = None) -> Response:
+    """The figures in Prometheus' text format.
+
+    Bearer: observer or admin, who see them by workspace; without one they are those of all.
+    """
     peers = schema.peers.c
+    named = authorization is not None and authorization.authorization is not None
+    if named:
+        await authenticate(control, authorization, "observer", "admin")
     async with control.database.read() as connection:
         rows = await connection.execute(
             select(peers.workspace_id, peers.preset, func.count())
@@ -53,6 +65,6 @@ async def metrics(control: Control) -> Response:
         counts = rows.all()
     control.metrics.peers.clear()
     for workspace, preset, count in counts:
-        control.metrics.peers.labels(workspace, preset).set(count)
+        control.metrics.peers.labels(workspace if named else "", preset).inc(count)
     control.metrics.addresses_free.set(len(control.addresses))
     return Response(control.metrics.exposition(), media_type="text/plain; version=0.0.4")

@@ -97,7 +97,7 @@ class PermitBody(RequestModel):
 class TokenBody(RequestModel):
     """Body of ``POST /api/v1/tokens``."""
 
-    kind: Literal["workspace", "service", "gateway", "admin"]
+    kind: Literal["workspace", "service", "gateway", "observer", "admin"]
     workspace_id: Name | None = None
     service: ServiceName | None = None
     presets: Annotated[list[str], AfterValidator(_preset_names)] | None = None
@@ -332,6 +332,28 @@ class EventPage(WireModel):
 
     items: list[Event]
     next: int | None = None
+
+
+class Denial(WireModel):
+    """Refused flows of one peer to one place, added up; without a place, those of all others."""
+
+    peer_id: str
+    workspace_id: str | None
+    name: str | None
+    source: str
+    destination: str | None
+    protocol: str | None
+    port: int | None
+    packets: int
+    first_at: Time
+    last_at: Time
+
+
+class DenialPage(WireModel):
+    """A page of denials; ``next`` is the cursor of the next page."""
+
+    items: list[Denial]
+    next: str | None = None
 
 
 class WorkspacePage(WireModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -14,6 +14,27 @@ from lattice_server.clock import rfc3339
 from lattice_server.store import schema
 from lattice_server.store.database import Transaction
 from lattice_server.store.records import PeerRecord
+
+EventType = Literal[
+    "enrolled",
+    "delegated",
+    "renewed",
+    "revoked",
+    "expired",
+    "denied",
+    "quarantined",
+    "token.created",
+    "token.rotated",
+    "token.revoked",
+    "trust.created",
+    "trust.revoked",
+    "service.created",
+    "service.changed",
+    "service.removed",
+    "policy.changed",
+    "egress",
+]
+EVENT_TYPES: tuple[str, ...] = get_args(EventType)
 
 
 class EventLog:
