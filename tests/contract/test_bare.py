@@ -19,14 +19,14 @@ class Blocking(Adapter):
     capabilities = frozenset({Capability.HOLD, Capability.EXCEPTIONS})
 
     def run(self, settings: Mapping[str, Any], work: Callable[[LatticeAgent], T]) -> T:
-        with LatticeAgent(**settings) as agent:
+        with LatticeAgent(**{"isolation": "proxy", **settings}) as agent:
             return work(agent)
 
     def plain(self, work: Callable[[], T]) -> T:
         return work()
 
     def hold(self, settings: Mapping[str, Any]) -> tuple[object, Callable[[], LatticeAgent]]:
-        agent = LatticeAgent(**settings).open()
+        agent = LatticeAgent(**{"isolation": "proxy", **settings}).open()
         reference = weakref.ref(agent)
 
         def get() -> LatticeAgent:
@@ -35,6 +35,18 @@ class Blocking(Adapter):
             return found
 
         return agent, get
+
+
+class Isolated(Blocking):
+    """Traffic of the agent itself is the same where its programs have a network namespace."""
+
+    name = "bare, with a network namespace"
+
+    def run(self, settings: Mapping[str, Any], work: Callable[[LatticeAgent], T]) -> T:
+        return super().run({**settings, "isolation": "required"}, work)
+
+    def hold(self, settings: Mapping[str, Any]) -> tuple[object, Callable[[], LatticeAgent]]:
+        return super().hold({**settings, "isolation": "required"})
 
 
 class Async(Adapter):
@@ -59,6 +71,10 @@ class Async(Adapter):
 
 class TestBlocking(AdapterContract):
     adapter = Blocking
+
+
+class TestIsolated(AdapterContract):
+    adapter = Isolated
 
 
 class TestAsync(AdapterContract):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import ssl
@@ -149,7 +150,9 @@ def test_running_flows_end_with_the_identity(
     with agent((MODEL, model.port)) as alice:
         stream = alice.connect(MODEL, model.port)
     stream.settimeout(5)
-    assert stream.recv(1) == b""
+    # A socket of the kernel's ends with an error, one through the proxy without.
+    with contextlib.suppress(ConnectionAbortedError):
+        assert stream.recv(1) == b""
 
 
 def test_names_outlive_a_connector_that_is_killed(

@@ -74,7 +74,7 @@ def test_hooks_fire_in_order_and_one_that_raises_changes_nothing(
         agent.renew()
         assert http.get("http://github-tools.lattice/").status_code == 200
     wait_for("the last hook", lambda: "closed" in plugin.calls)
-    assert plugin.calls == ["enrolled", "tunnel_up userspace", "renewed", "closed"]
+    assert plugin.calls == ["enrolled", f"tunnel_up {agent.backend}", "renewed", "closed"]
 
 
 def test_expiry_tells_the_hooks(broken_world: World, plugin: Recorder) -> None:

@@ -60,8 +60,8 @@ open("/proc/sys/user/{limit}", "w").write("0")
 
 
 SETTINGS = {
-    trouble._APPARMOR: ("1", "kernel.apparmor_restrict_unprivileged_userns=0"),
-    trouble._USERNS_CLONE: ("0", "kernel.unprivileged_userns_clone=1"),
+    trouble.APPARMOR: ("1", "kernel.apparmor_restrict_unprivileged_userns=0"),
+    trouble.USERNS_CLONE: ("0", "kernel.unprivileged_userns_clone=1"),
 }
 
 

@@ -49,7 +49,7 @@ def command(
     kept = {name: value for name, value in environment.items() if not _WITHHELD(name)}
     kept |= given or {}
     if str(getattr(agent, "isolation", "")) in NAMESPACES:
-        return list(agent.wrap(list(argv))), kept  # type: ignore[attr-defined]
+        return list(agent.wrap(list(argv))), kept
     return list(argv), kept | agent.proxy_env()
 
 

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 from lattice_sdk.errors import ConfigurationError, IdentityClosed
+from lattice_sdk.programs import Programs
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import httpx
     from pydantic import SecretStr
 
+    from lattice_sdk.backends import Wanted
     from lattice_sdk.companion import Companion
     from lattice_sdk.delegation import Delegation, DelegationTerms
     from lattice_sdk.enrollment import Terms
@@ -36,8 +38,6 @@ T = TypeVar("T")
 
 DEFAULT_NAME = "agent"
 DEFAULT_PRESET = "sandboxed"
-# For a program that talks to itself; the tunnel does not lead there anyway.
-NO_PROXY = "localhost,127.0.0.1,::1"
 
 
 class Face:
@@ -255,7 +255,7 @@ class Face:
         return home.submit(work)
 
 
-class LatticeAgent(Face):
+class LatticeAgent(Programs, Face):
     """An AI agent with a WireGuard identity, a network that its policy grants, and an end date.
 
     ::
@@ -281,6 +281,9 @@ class LatticeAgent(Face):
         forwards: by port at its overlay address, ``HOST:PORT`` that connections are forwarded to,
             for a preset that accepts ingress: ``{9000: "127.0.0.1:9000"}``.
         backend: tunnel backend by name; the first that can serve when left out.
+        isolation: ``"required"``: programs have a network namespace of their own, or opening fails;
+            ``"preferred"``, when left out: where the machine can, and a warning where not;
+            ``"proxy"``: they are told of a proxy.
         state_dir: where the identity survives a restart of the process. It is then not deleted
             when the process is killed, only when the agent is closed or its time is over. Taking
             it up again needs no token.
@@ -304,6 +307,7 @@ class LatticeAgent(Face):
         allow: Iterable[AllowRule | Mapping[str, Any]] = (),
         forwards: Mapping[int, str] | None = None,
         backend: str | None = None,
+        isolation: Wanted | None = None,
         state_dir: Path | str | None = None,
         verify: Path | str | bool | None = None,
         timeout: float | None = None,
@@ -318,6 +322,7 @@ class LatticeAgent(Face):
                 token=token,
                 workspace=workspace_id,
                 backend=backend,
+                isolation=isolation,
                 state_dir=state_dir,
                 verify=verify,
                 timeout=timeout,
@@ -457,15 +462,7 @@ class LatticeAgent(Face):
         """
         from lattice_sdk import tunnelled
 
-        proxy = tunnelled.proxy_of(self._life)
-        values = {
-            "HTTP_PROXY": proxy.url(),
-            "HTTPS_PROXY": proxy.url(),
-            # socks5h: the proxy resolves the names, the program's resolver never sees them.
-            "ALL_PROXY": proxy.url("socks5h"),
-            "NO_PROXY": NO_PROXY,
-        }
-        return values | {name.lower(): value for name, value in values.items()}
+        return tunnelled.proxy_of(self._life).environment()
 
     def forward(self, port: int, target: str, protocol: Literal["tcp", "udp"] = "tcp") -> None:
         """Forward a port of the overlay address to where something listens, until the end.

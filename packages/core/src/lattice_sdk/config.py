@@ -15,6 +15,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from lattice_sdk.backends.choice import Wanted
 from lattice_sdk.errors import ConfigurationError
 
 TOKEN_BYTES = 64 * 1024  # a token file that is larger is not a token file
@@ -40,7 +41,8 @@ class Settings(BaseSettings):
     token: SecretStr | None = Field(None, description="workspace or admin token")
     token_file: Path | None = Field(None, description="file with the token, instead of it")
     workspace: str | None = Field(None, description="workspace id")
-    backend: str | None = Field(None, description="tunnel backend: userspace, none, …")
+    backend: str | None = Field(None, description="tunnel backend: netns, userspace, none, …")
+    isolation: Wanted = Field("preferred", description="required, preferred or proxy")
     state_dir: Path | None = Field(None, description="where an identity survives a restart")
     ca_file: Path | None = Field(None, description="certificate authorities of the control plane")
     timeout: float = Field(30.0, gt=0, description="seconds until an enrollment is given up")

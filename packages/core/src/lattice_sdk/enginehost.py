@@ -40,6 +40,17 @@ class EngineHost:
         """Process id of the engine; ``None`` when none runs."""
         return self._process.pid if self._process else None
 
+    @property
+    def directory(self) -> str:
+        """The running engine's own directory, which it removes at its end.
+
+        Raises:
+            EngineFailed: none runs.
+        """
+        if self._process is None:
+            raise EngineFailed("no engine runs", code="engine_closed")
+        return str(self._process.control.parent)
+
     async def process(self) -> EngineProcess:
         """The running engine; a new one when there is none or it died.
 

@@ -14,6 +14,7 @@ from typing import ParamSpec
 from pydantic import SecretStr
 
 from lattice_sdk import keys, plugins, runtime
+from lattice_sdk.backends.choice import Wanted
 from lattice_sdk.client import ControlPlane
 from lattice_sdk.clock import now
 from lattice_sdk.errors import (
@@ -51,9 +52,11 @@ class Terms:
         request: the body of the enrollment. For a service connector only its name and workspace.
         service: whether a tool service's address is taken instead of enrolling an agent.
         backend: name of the tunnel backend, ``None`` for the first that can serve.
+        isolation: how the network of programs is to be bounded.
         state_dir: where the identity survives the process.
         ca_file: certificate authorities of the control plane.
         timeout: seconds until the enrollment is given up.
+        secret_files: where these settings keep credentials.
     """
 
     server: str
@@ -61,9 +64,11 @@ class Terms:
     request: EnrollRequest
     service: bool = False
     backend: str | None = None
+    isolation: Wanted = "preferred"
     state_dir: Path | None = None
     ca_file: Path | None = None
     timeout: float = 30.0
+    secret_files: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -15,12 +15,13 @@ from typing import Any
 from urllib.parse import quote
 
 from lattice_sdk import plugins, runtime, schedule, wgconfig
-from lattice_sdk.backends import Revoke, Tunnel, TunnelBackend, TunnelSpec, choose
+from lattice_sdk.backends import Choice, Isolation, Revoke, Tunnel, TunnelSpec, choose
 from lattice_sdk.client import ControlPlane
 from lattice_sdk.clock import now
 from lattice_sdk.companion import Companion
 from lattice_sdk.enrollment import ENDED, Enrollment, Terms
 from lattice_sdk.errors import (
+    BackendUnavailable,
     ConfigurationError,
     IdentityClosed,
     IdentityExpired,
@@ -81,6 +82,7 @@ class Lifecycle:
         self._closing: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._lost = self._kept = False
+        self._programs: Tunnel | None = None
 
     # Any thread.
 
@@ -135,6 +137,30 @@ class Lifecycle:
                 hint="Make a new LatticeAgent to enroll anew",
             )
         return identity
+
+    def living_tunnel(self) -> Tunnel:
+        """The tunnel of a living identity.
+
+        Raises:
+            IdentityClosed: it is not open, or in the parent process.
+            IdentityExpired: its life is over.
+            TunnelFailed: it is being rebuilt.
+        """
+        identity, tunnel = self.living(), self.tunnel
+        if tunnel is None:
+            raise TunnelFailed(
+                "the tunnel is being rebuilt",
+                code="tunnel_gone",
+                peer_id=identity.peer_id,
+                hint="Try again",
+            )
+        return tunnel
+
+    @property
+    def isolation(self) -> Isolation:
+        """What bounds the network of programs; ``none`` before the tunnel is up and after."""
+        tunnel = self._programs if self.state is State.EXPIRED else self.tunnel
+        return tunnel.isolation if tunnel is not None else "none"
 
     @property
     def client(self) -> ControlPlane:
@@ -236,33 +262,59 @@ class Lifecycle:
             if self.tunnel is not None and not self._lost:
                 await self.tunnel.update(self._spec())
 
-    async def _choose(self) -> TunnelBackend:
+    async def _choose(self) -> Choice:
         assert self.runtime is not None  # noqa: S101 - start() came first
 
-        def chosen() -> tuple[TunnelBackend, str]:
+        def chosen() -> Choice:
             offers = plugins.manager().hook.lattice_tunnel_backends()
-            return choose([one for offer in offers for one in offer], self.terms.backend)
+            offered = [one for offer in offers for one in offer]
+            return choose(offered, self.terms.backend, self.terms.isolation)
 
         # Plugins are found on the disk, and backends try what this machine can do.
-        backend, why = await self.runtime.call(chosen)
-        self.backend, self.backend_reason = backend.name, why
-        self._backend = backend
-        return backend
+        return await self.runtime.call(chosen)
 
-    async def _open(self, backend: TunnelBackend) -> None:
+    async def _prepare(self, choice: Choice) -> Choice:
+        """Have the first backend get ready; without those that turn out not to be able to."""
+        while True:
+            try:
+                await choice.backends[0].prepare()
+            except BackendUnavailable as error:
+                choice = choice.without_first(error)
+            else:
+                return choice
+
+    async def _raise_first_tunnel(self, choice: Choice) -> None:
+        while True:
+            self._backend = choice.backends[0]
+            self.backend, self.backend_reason = self._backend.name, choice.why()
+            try:
+                await self._raise_tunnel()
+            except BackendUnavailable as error:
+                choice = await self._prepare(choice.without_first(error))
+            else:
+                break
+        if choice.reasons and self.tunnel is not None and self.tunnel.isolation != "namespace":
+            log.warning(
+                "programs of %s are not isolated, they could use this machine's network: %s. "
+                "isolation='required' refuses that, isolation='proxy' takes it as it is",
+                self.terms.name,
+                "; ".join(choice.reasons),
+            )
+
+    async def _open(self, choice: Choice) -> None:
         started = now()
-        preparing = asyncio.ensure_future(backend.prepare())
+        preparing = asyncio.ensure_future(self._prepare(choice))
         try:
             await self._adopt_first()
             enrolled = now()
             await self._notify("lattice_enrolled")
-            await preparing
+            choice = await preparing
             prepared = now()
         finally:
             preparing.cancel()
             with contextlib.suppress(BaseException):
                 await preparing
-        await self._raise_tunnel()
+        await self._raise_first_tunnel(choice)
         self._enter(State.ACTIVE)
         self._keeper = asyncio.create_task(self._keep())
         assert self.identity is not None  # noqa: S101 - adopted above
@@ -335,6 +387,7 @@ class Lifecycle:
             revoke=revoke,
             timeout=PROOF,
             router=self.companion.router,
+            secret_files=self.terms.secret_files,
         )
 
     async def _raise_tunnel(self) -> None:
@@ -357,7 +410,8 @@ class Lifecycle:
         tunnel.on_lost(self._tunnel_lost)
         self.tunnel, self._lost = tunnel, False
         if former is not None:
-            await former.close()
+            await former.end_programs()  # their network has ended
+            await former.give_way(tunnel)
         await self._notify("lattice_tunnel_up", backend=self.backend, phases=dict(tunnel.phases))
 
     def _tunnel_lost(self) -> None:
@@ -459,10 +513,20 @@ class Lifecycle:
         await self.companion.tunnel_down()
         tunnel, self.tunnel = self.tunnel, None
         if tunnel is not None:
+            self._programs = tunnel
             try:
                 await tunnel.close()
             except Exception:
                 log.exception("%s: the tunnel was not taken down", self.terms.name)
+
+    async def _end_programs(self) -> None:
+        """Kill what was started, also that which goes on without a network since the expiry."""
+        for tunnel in (self.tunnel, self._programs):
+            if tunnel is not None:
+                try:
+                    await tunnel.end_programs()
+                except Exception:
+                    log.exception("%s: programs were not ended", self.terms.name)
 
     async def _shut(self) -> None:
         if self.state in (State.CLOSING, State.CLOSED):
@@ -474,6 +538,7 @@ class Lifecycle:
                 self._keeper.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await self._keeper
+            await self._end_programs()
             await self._drop_tunnel()
             if self.identity is not None and not expired and not self._kept:
                 await self._delete(self.identity)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from lattice_sdk import config
+from lattice_sdk.backends.choice import Wanted
 from lattice_sdk.client import check_server
 from lattice_sdk.durations import format_duration
 from lattice_sdk.enrollment import Terms
@@ -24,6 +25,7 @@ def make_terms(
     token: str | SecretStr | None,
     workspace: str | None,
     backend: str | None = None,
+    isolation: Wanted | None = None,
     state_dir: Path | str | None = None,
     verify: Path | str | bool | None = None,
     timeout: float | None = None,
@@ -46,6 +48,7 @@ def make_terms(
         token=token,
         workspace=workspace,
         backend=backend,
+        isolation=isolation,
         state_dir=state_dir,
         ca_file=None if verify is True else verify,
         timeout=timeout,
@@ -56,9 +59,16 @@ def make_terms(
         request=reading(EnrollRequest, request | {"workspace_id": settings.workspace}),
         service=service,
         backend=settings.backend,
+        # A connector serves others, and starts no programs.
+        isolation="preferred" if service else settings.isolation,
         state_dir=settings.state_dir,
         ca_file=settings.ca_file,
         timeout=settings.timeout,
+        secret_files=tuple(
+            str(path)
+            for path in (settings.token_file, settings.state_dir, config.config_path())
+            if path is not None
+        ),
     )
 
 

@@ -12,7 +12,7 @@ import json
 import socket
 from typing import TYPE_CHECKING
 
-from lattice_sdk import reach
+from lattice_sdk import direct, reach
 from lattice_sdk.errors import DestinationUnreachable, LatticeError, Refused, TunnelFailed
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ def connect(life: Lifecycle, host: str, port: int, timeout: float | None) -> soc
         DestinationUnreachable: it does not answer.
         IdentityExpired: the identity is over, or ended meanwhile.
     """
+    tunnel = life.living_tunnel()
+    if tunnel.sockets is not None:
+        handed_out = tunnel.sockets
+        return direct.connect(life.living, lambda: _handed_out(handed_out), host, port, timeout)
     proxy = proxy_of(life)
     request = connect_request(proxy, host, port)
     try:
@@ -87,6 +91,15 @@ def connect(life: Lifecycle, host: str, port: int, timeout: float | None) -> soc
     stream.settimeout(None)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return stream
+
+
+def _handed_out(path: str) -> socket.socket:
+    from lattice_engine import EngineError, namespace_socket
+
+    try:
+        return namespace_socket(path)
+    except EngineError as error:
+        raise OSError(error.detail) from None
 
 
 def connect_request(proxy: Proxy, host: str, port: int) -> bytes:

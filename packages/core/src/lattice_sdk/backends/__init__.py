@@ -1,6 +1,24 @@
 """Tunnel backends: what carries an agent's traffic. Plugins add more, see :mod:`..hookspecs`."""
 
-from lattice_sdk.backends.base import Proxy, Revoke, Tunnel, TunnelBackend, TunnelSpec
-from lattice_sdk.backends.choice import choose
+from lattice_sdk.backends.base import (
+    Isolation,
+    Proxy,
+    Revoke,
+    Tunnel,
+    TunnelBackend,
+    TunnelSpec,
+)
+from lattice_sdk.backends.choice import WANTED, Choice, Wanted, choose
 
-__all__ = ["Proxy", "Revoke", "Tunnel", "TunnelBackend", "TunnelSpec", "choose"]
+__all__ = [
+    "WANTED",
+    "Choice",
+    "Isolation",
+    "Proxy",
+    "Revoke",
+    "Tunnel",
+    "TunnelBackend",
+    "TunnelSpec",
+    "Wanted",
+    "choose",
+]

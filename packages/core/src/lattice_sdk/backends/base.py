@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from lattice_sdk.errors import BackendUnavailable
@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
     from lattice_sdk.identity import Identity
     from lattice_sdk.wgconfig import WireGuardConfig
+
+
+# For a program that talks to itself; the tunnel does not lead there anyway.
+NO_PROXY = "localhost,127.0.0.1,::1"
+# What bounds the network of an agent's programs: a network namespace of their own; the network
+# namespace that they share with this process and the tunnel's interface; nothing but the proxy's
+# refusal to carry more, which a program may go around; nothing.
+Isolation = Literal["namespace", "interface", "proxy", "none"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,17 @@ class Proxy:
         """With user name and password, and thereby a secret."""
         user, password = quote(self.username, safe=""), self.password.get_secret_value()
         return f"{scheme}://{user}:{quote(password, safe='')}@{self.host}:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """For a program that honours such variables, in both spellings; holds the secret."""
+        values = {
+            "HTTP_PROXY": self.url(),
+            "HTTPS_PROXY": self.url(),
+            # socks5h: the proxy resolves the names, the program's resolver never sees them.
+            "ALL_PROXY": self.url("socks5h"),
+            "NO_PROXY": NO_PROXY,
+        }
+        return values | {name.lower(): value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,7 @@ class TunnelSpec:
         revoke: what to do when this process dies; ``None`` where the identity shall outlive it.
         timeout: seconds until a tunnel that is not proven is given up.
         router: whether it takes flows for other addresses than its own.
+        secret_files: where credentials are kept, which programs are not to see.
     """
 
     identity: Identity
@@ -60,6 +80,7 @@ class TunnelSpec:
     revoke: Revoke | None = None
     timeout: float = 5.0
     router: bool = False
+    secret_files: tuple[str, ...] = ()
 
 
 class Tunnel(ABC):
@@ -68,10 +89,15 @@ class Tunnel(ABC):
     Attributes:
         phases: seconds of its making, by name.
         proxy: the way in, for backends that have one.
+        isolation: what bounds the network of programs that are started with it.
+        sockets: where sockets of its network are handed out, for backends that have one of their
+            own; a path of :func:`lattice_engine.namespace_socket`.
     """
 
     phases: Mapping[str, float]
     proxy: Proxy | None = None
+    isolation: Isolation = "none"
+    sockets: str | None = None
 
     async def update(self, spec: TunnelSpec) -> None:
         """Take over a renewal, without a break in connections."""
@@ -89,6 +115,21 @@ class Tunnel(ABC):
             "this needs a tunnel backend with an engine", hint="Use backend='userspace'"
         )
 
+    def launcher_spec(self) -> str:
+        """Path of what the launcher needs to run programs with this tunnel. Any thread.
+
+        Raises:
+            BackendUnavailable: the backend runs none.
+        """
+        raise BackendUnavailable(
+            "this tunnel backend carries no traffic of programs",
+            hint="Use backend='netns' or backend='userspace'",
+        )
+
+    async def end_programs(self) -> None:
+        """Kill what was started with it, and wait until it is gone. Again without effect."""
+        return
+
     def on_lost(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called, in the loop, when the tunnel is gone by itself."""
         del callback
@@ -97,22 +138,36 @@ class Tunnel(ABC):
     async def close(self) -> None:
         """Take it down. Again without effect."""
 
+    async def give_way(self, successor: Tunnel) -> None:
+        """Take it down where another has come up in its place, which stays."""
+        del successor
+        await self.close()
+
 
 class TunnelBackend(ABC):
     """Makes tunnels. Its methods run in the SDK's background loop and must not block it.
 
     Attributes:
         name: what users write to choose it.
+        isolation: of its tunnels.
+        by_name_only: whether it is left out where no backend is named.
     """
 
     name: str
+    isolation: Isolation = "none"
+    by_name_only = False
 
     @abstractmethod
     def unavailable(self) -> str | None:
         """Why it cannot serve on this machine; ``None`` when it can."""
 
     async def prepare(self) -> None:
-        """Get ready while the enrollment is under way. What it raises is raised there."""
+        """Get ready while the enrollment is under way. What it raises is raised there.
+
+        Raises:
+            BackendUnavailable: it cannot serve on this machine after all. So may :meth:`open`; the
+                next backend is taken then, where none is named.
+        """
         return
 
     @abstractmethod

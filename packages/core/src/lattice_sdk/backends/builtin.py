@@ -8,8 +8,10 @@ from lattice_sdk.hookspecs import hookimpl
 
 @hookimpl(trylast=True)
 def lattice_tunnel_backends() -> list[TunnelBackend]:
-    """``userspace``, and ``none`` for those who ask for it."""
+    """``netns``, else ``userspace``; and two more for those who ask for them."""
+    from lattice_sdk.backends.interface import Interface
+    from lattice_sdk.backends.netns import Netns
     from lattice_sdk.backends.none import NoTunnel
     from lattice_sdk.backends.userspace import Userspace
 
-    return [Userspace(), NoTunnel()]
+    return [Netns(), Userspace(), Interface(), NoTunnel()]

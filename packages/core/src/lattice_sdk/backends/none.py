@@ -16,6 +16,7 @@ class NoTunnel(TunnelBackend):
     """Serves everywhere, and carries nothing."""
 
     name = "none"
+    by_name_only = True  # it can always serve, and gives no network: never a silent fallback
 
     def unavailable(self) -> str | None:
         """Never."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,10 +13,12 @@ from typing import Any
 from pydantic import SecretStr
 
 from lattice_engine import EngineError, engine_path
-from lattice_sdk import network, runtime
-from lattice_sdk.backends.base import Proxy, Tunnel, TunnelBackend, TunnelSpec
+from lattice_sdk import network, policy, runtime
+from lattice_sdk.backends.base import Isolation, Proxy, Tunnel, TunnelBackend, TunnelSpec
 from lattice_sdk.enginehost import EngineHost, engine_failed
 from lattice_sdk.errors import LatticeError, TunnelFailed
+from lattice_sdk.sandbox.home import Home
+from lattice_sdk.sandbox.spec import PROXY, Spec
 
 log = logging.getLogger("lattice.tunnel")
 
@@ -24,7 +28,7 @@ _HINTS = {
     "probe_timeout": "The gateway's handshake works but it does not answer: look at its log",
     "port_in_use": "End what listens there, or name another port",
 }
-_GONE = ("tunnel_not_found", "engine_unreachable", "engine_closed")
+_GONE = ("tunnel_not_found", "tunnel_lost", "engine_unreachable", "engine_closed")
 
 
 class Userspace(TunnelBackend):
@@ -36,6 +40,7 @@ class Userspace(TunnelBackend):
     """
 
     name = "userspace"
+    isolation: Isolation = "proxy"
 
     def __init__(self, proxy: Proxy | None = None) -> None:
         self._proxy = proxy
@@ -54,20 +59,54 @@ class Userspace(TunnelBackend):
 
     async def open(self, spec: TunnelSpec) -> Tunnel:
         """Make the tunnel in the engine of this process, which proves it."""
-        if spec.config is None:
-            raise TunnelFailed(
-                "the control plane handed out no WireGuard config, so there is no tunnel to make",
-                peer_id=spec.identity.peer_id,
-                hint="Use backend='none' with this control plane",
-            )
-        peer_id = spec.identity.peer_id
-        proxy = self._proxy or Proxy("127.0.0.1", 0, peer_id, SecretStr(secrets.token_urlsafe(32)))
-        return await runtime.finish(_open(runtime.current().engine, spec, proxy))
+        check_config(spec)
+        proxy = self._proxy or any_proxy(spec)
+        return await runtime.finish(self._open(runtime.current().engine, spec, proxy))
+
+    async def _open(self, engine: EngineHost, spec: TunnelSpec, wanted: Proxy) -> Tunnel:
+        answer, proxy = await open_tunnel(engine, spec, wanted)
+        return UserspaceTunnel(engine, spec.identity.peer_id, proxy, answer.get("phases") or {})
 
 
-async def _open(engine: EngineHost, spec: TunnelSpec, wanted: Proxy) -> Tunnel:
+def check_config(spec: TunnelSpec) -> None:
+    """There must be something to make a tunnel of.
+
+    Raises:
+        TunnelFailed: there is not.
+    """
+    if spec.config is None:
+        raise TunnelFailed(
+            "the control plane handed out no WireGuard config, so there is no tunnel to make",
+            peer_id=spec.identity.peer_id,
+            hint="Use backend='none' with this control plane",
+        )
+
+
+def any_proxy(spec: TunnelSpec) -> Proxy:
+    """A proxy on any port of loopback, with a new secret."""
+    return Proxy("127.0.0.1", 0, spec.identity.peer_id, SecretStr(secrets.token_urlsafe(32)))
+
+
+async def open_tunnel(
+    engine: EngineHost, spec: TunnelSpec, wanted: Proxy, where: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], Proxy]:
+    """Have the engine make a tunnel.
+
+    Args:
+        engine: of this process.
+        spec: of the tunnel.
+        wanted: its proxy.
+        where: what it ends in, the ``network`` of the engine's API; a netstack when left out.
+
+    Returns:
+        The engine's answer, and the proxy as it has become.
+
+    Raises:
+        TunnelFailed: it does not come up; ``code`` is the engine's.
+        EngineFailed: the engine does not answer.
+    """
     peer_id = spec.identity.peer_id
-    body = _body(spec, wanted)
+    body = _body(spec, wanted) | ({"network": where} if where is not None else {})
     try:
         try:
             answer = await engine.request("put_tunnel", peer_id, body, timeout=spec.timeout * 2 + 5)
@@ -87,12 +126,13 @@ async def _open(engine: EngineHost, spec: TunnelSpec, wanted: Proxy) -> Tunnel:
             hint=_HINTS.get(error.code),
         ) from None
     made = answer["proxy"]
-    proxy = replace(wanted, host=made["host"], port=int(made["port"]))
-    return UserspaceTunnel(engine, peer_id, proxy, answer.get("phases") or {})
+    return answer, replace(wanted, host=made["host"], port=int(made["port"]))
 
 
 class UserspaceTunnel(Tunnel):
     """A tunnel in the engine."""
+
+    isolation: Isolation = "proxy"
 
     def __init__(
         self, engine: EngineHost, peer_id: str, proxy: Proxy, phases: dict[str, float]
@@ -103,12 +143,36 @@ class UserspaceTunnel(Tunnel):
         self._engine_pid = engine.pid
         self._lost: Callable[[], None] | None = None
         self._closed = False
+        self._directory = engine.directory
+        self._facts: dict[str, Any] = {}
+        self._home: Home | None = None
+        self._making = threading.Lock()
         network.own_proxy(proxy.host, proxy.port, known=True)
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         """When the engine dies, or says that it has no such tunnel."""
         self._lost = callback
         self._engine.on_death(callback)
+
+    def launcher_spec(self) -> str:
+        """See :meth:`Tunnel.launcher_spec`."""
+        with self._making:
+            if self._home is None:
+                directory = os.path.join(self._directory, f"programs-{secrets.token_hex(4)}")
+                self._home = Home(directory, self._told(), self._facts)
+            return self._home.spec
+
+    def _told(self) -> Spec:
+        """What the launcher is told: here, to let programs take the proxy."""
+        assert self.proxy is not None  # noqa: S101 - set in __init__, never cleared
+        told = Spec(PROXY)
+        told.variables = self.proxy.environment()
+        return told
+
+    async def end_programs(self) -> None:
+        """See :meth:`Tunnel.end_programs`."""
+        if self._home is not None:
+            await runtime.current().call(self._home.close)
 
     async def update(self, spec: TunnelSpec) -> None:
         """New deadline, revoke, names and policy; connections stay."""
@@ -132,16 +196,31 @@ class UserspaceTunnel(Tunnel):
         """Take it down; without revoke, which is the lifecycle's business."""
         if self._closed:
             return
-        self._closed = True
-        if self._lost is not None:
-            self._engine.forget(self._lost)
-        assert self.proxy is not None  # noqa: S101 - set in __init__, never cleared
-        network.own_proxy(self.proxy.host, self.proxy.port, known=False)
+        self.let_go()
         try:
             await self.request("delete_tunnel")
         except (EngineError, LatticeError) as error:
             # An engine that cannot be asked is dead, or about to be ended; so is the tunnel.
             log.debug("%s: tunnel not taken down by the engine: %s", self._peer_id, error)
+
+    async def give_way(self, successor: Tunnel) -> None:
+        """See :meth:`Tunnel.give_way`; in one engine the successor may have the same name."""
+        mine = (self._engine_pid, self._peer_id)
+        if not isinstance(successor, UserspaceTunnel) or mine != (
+            successor._engine_pid,
+            successor._peer_id,
+        ):
+            await self.close()
+        elif not self._closed:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Give up what this process holds of it."""
+        self._closed = True
+        if self._lost is not None:
+            self._engine.forget(self._lost)
+        assert self.proxy is not None  # noqa: S101 - set in __init__, never cleared
+        network.own_proxy(self.proxy.host, self.proxy.port, known=False)
 
 
 def changes(spec: TunnelSpec) -> dict[str, Any]:
@@ -150,7 +229,7 @@ def changes(spec: TunnelSpec) -> dict[str, Any]:
     body: dict[str, Any] = {
         "expiresIn": max(0.001, spec.expires_in()),
         "hosts": identity.hosts,
-        "policy": {"preset": identity.policy_preset, "grants": _grants(spec)},
+        "policy": {"preset": identity.policy_preset, "grants": policy.grants(identity)},
     }
     if spec.revoke is not None:
         body["revoke"] = {
@@ -190,18 +269,3 @@ def _body(spec: TunnelSpec, proxy: Proxy) -> dict[str, Any]:
     if spec.identity.gateway_ip:
         body["probe"] = {"address": spec.identity.gateway_ip, "timeout": spec.timeout}
     return body
-
-
-def _grants(spec: TunnelSpec) -> list[dict[str, Any]]:
-    """What the policy grants, as far as the enrollment tells: it only explains refusals."""
-    identity = spec.identity
-    grants = [
-        {"to": service.address, "port": port.port, "protocol": port.protocol}
-        for service in identity.services
-        for port in service.ports
-    ]
-    named = {name for service in identity.services for name in service.hostnames}
-    grants += [
-        rule.model_dump(mode="json") for rule in identity.allow if rule.to.lower() not in named
-    ]
-    return grants

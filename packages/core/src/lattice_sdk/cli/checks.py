@@ -237,6 +237,7 @@ def _tunnel(session: Session) -> Check:
             workspace_id=session.settings.workspace,
             ttl="1m",
             backend="userspace",
+            isolation="preferred",
             verify=session.settings.ca_file,
             timeout=session.settings.timeout,
         ) as agent:

@@ -18,7 +18,8 @@ class First:
 
     Args:
         spec: the sandbox's.
-        arguments: of the program.
+        name: of the program, to be executed.
+        arguments: of the program, its name as it is to see it first.
         signals: as they were.
         unix_sockets: whether the program may make them.
         kept: descriptors for the program.
@@ -30,6 +31,7 @@ class First:
     def __init__(
         self,
         spec: Spec,
+        name: str,
         arguments: list[str],
         signals: Signals,
         *,
@@ -39,7 +41,8 @@ class First:
         orders: int,
         family: bool,
     ) -> None:
-        self._spec, self._arguments, self._signals = spec, arguments, signals
+        self._spec, self._signals = spec, signals
+        self._name, self._arguments = name, arguments
         self._unix_sockets, self._kept = unix_sockets, kept
         self._told, self._orders, self._family = told, orders, family
         self._program = self._stops = 0
@@ -85,7 +88,7 @@ class First:
             try:
                 self._signals.restore()
                 os.close(reading)
-                become(self._arguments, self._variables)
+                become(self._name, self._arguments, self._variables)
             except Trouble as trouble:
                 wire.send(writing, wire.FAILED, trouble.status, trouble.number, str(trouble))
             finally:

@@ -20,6 +20,7 @@ _PR_CAP_AMBIENT_CLEAR_ALL, _SECCOMP_MODE_FILTER = 4, 2
 _SECURE = 0x1 | 0x2 | 0x4 | 0x8 | 0x20 | 0x40 | 0x80
 _CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 _MOST_CAPABILITIES = 64
+_LOCK_SH = 1  # asm-generic/fcntl.h
 _SIG_BLOCK, _SIG_UNBLOCK, _SIG_SETMASK = 0, 1, 2
 _SFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
@@ -137,6 +138,11 @@ def close_others(kept: set[int]) -> None:
             if _libc.syscall(ctypes.c_long(_CLOSE_RANGE), low, high, ctypes.c_uint(0)) != 0:
                 os.closerange(first, min(descriptor, os.sysconf("SC_OPEN_MAX")))
         first = descriptor + 1
+
+
+def lock_shared(descriptor: int) -> None:
+    """Hold a lock that others may hold too, until this process ends or closes the file."""
+    _check(_libc.flock(descriptor, _LOCK_SH))
 
 
 def block_signals() -> bytes:

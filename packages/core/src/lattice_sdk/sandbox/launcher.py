@@ -19,7 +19,8 @@ class Options:
 
     Attributes:
         spec: path of the spec.
-        arguments: of the program.
+        name: of the program.
+        arguments: of the program, as it is to see them.
         directory: where it begins; where the launcher does when empty.
         kept: descriptors besides 0, 1 and 2 that it gets.
         report: descriptor on which a failure is told; standard error when negative.
@@ -28,7 +29,7 @@ class Options:
     """
 
     def __init__(self, words: list[str]) -> None:
-        self.directory, self.report = "", -1
+        self.directory, self.name, self.report = "", "", -1
         self.kept: set[int] = set()
         self.leash = self.unix_sockets = False
         words = list(words)
@@ -40,6 +41,8 @@ class Options:
                 self.unix_sockets = True
             elif name == "--cwd":
                 self.directory = words.pop(0)
+            elif name == "--execute":
+                self.name = words.pop(0)
             elif name == "--fds":
                 self.kept = {int(word) for word in words.pop(0).split(",")}
             elif name == "--report":
@@ -49,6 +52,7 @@ class Options:
         if len(words) < 3 or words[1] != "--":
             raise Trouble("the launcher wants SPEC -- PROGRAM ARGUMENTS…")
         self.spec, self.arguments = words[0], words[2:]
+        self.name = self.name or self.arguments[0]
 
 
 def main(words: list[str]) -> None:
@@ -91,13 +95,13 @@ def _run(options: Options) -> None:
                 f"the working directory {options.directory}: {error.strerror}",
                 number=error.errno or 0,
             ) from None
-    if spec.kind == specs.NAMESPACE:
+    if spec.kind in (specs.NAMESPACE, specs.PROBE):
         Launcher(spec, options).run()
     if options.report >= 0:
         os.set_inheritable(options.report, False)
     signals = Signals()
     signals.restore()
-    become(options.arguments, environment(spec.variables))
+    become(options.name, options.arguments, environment(spec.variables))
 
 
 class Launcher:
@@ -123,7 +127,12 @@ class Launcher:
             descriptors.check(descriptor)
         keeper, lifeline = self._watch()
         signals = Signals()
-        self._enter()
+        if self._spec.kind == specs.PROBE:
+            self._make()
+        else:
+            self._enter()
+        with Step("a process namespace of its own", limit="max_pid_namespaces"):
+            kernel.unshare(kernel.CLONE_NEWPID)
         told, telling = os.pipe2(os.O_CLOEXEC)
         ordered, self._orders = os.pipe2(os.O_CLOEXEC)
         self._first = os.fork()
@@ -132,6 +141,7 @@ class Launcher:
             os.close(self._orders)
             First(
                 self._spec,
+                self._options.name,
                 self._options.arguments,
                 signals,
                 unix_sockets=self._options.unix_sockets,
@@ -155,6 +165,8 @@ class Launcher:
         """Descriptors that tell of the ends of the namespaces' keeper and of the agent."""
         try:
             lifeline = os.open(self._spec.lifeline, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            # Until nothing of the sandbox is left; so the agent can wait for that.
+            kernel.lock_shared(lifeline)
             if os.read(lifeline, 1) == b"":
                 raise Trouble("the agent of this sandbox has ended")
         except BlockingIOError:
@@ -179,8 +191,22 @@ class Launcher:
             kernel.setns(found[1], kernel.CLONE_NEWNET)
             if self._spec.cookie not in (0, descriptors.network_cookie()):
                 raise Trouble("the agent of this sandbox has ended: its namespace is another's now")
-        with Step("a process namespace of its own", limit="max_pid_namespaces"):
-            kernel.unshare(kernel.CLONE_NEWPID)
+
+    def _make(self) -> None:
+        """Namespaces as an agent's, with nothing in them."""
+        uid, gid = os.getuid(), os.getgid()
+        with Step("a user namespace", limit="max_user_namespaces"):
+            kernel.unshare(kernel.CLONE_NEWUSER)
+            maps = (
+                ("setgroups", "deny"),
+                ("uid_map", f"{uid} {uid} 1"),
+                ("gid_map", f"{gid} {gid} 1"),
+            )
+            for name, text in maps:
+                with open(f"/proc/self/{name}", "w") as file:
+                    file.write(text)
+        with Step("a network namespace", limit="max_net_namespaces"):
+            kernel.unshare(kernel.CLONE_NEWNET)
 
     def _attend(self, told: int, keeper: int, lifeline: int) -> None:
         """Until the first process has ended."""

@@ -25,14 +25,15 @@ def environment(variables: dict[str, str], *, runtime_dir: str = "") -> dict[byt
     with open("/proc/self/environ", "rb") as file:
         for entry in file.read().split(b"\0"):
             name, separator, value = entry.partition(b"=")
-            if separator and not _is_ours(os.fsdecode(name)):
+            if separator and not is_withheld(os.fsdecode(name)):
                 kept[name] = value
     if runtime_dir and b"XDG_RUNTIME_DIR" in kept:
         kept[b"XDG_RUNTIME_DIR"] = os.fsencode(runtime_dir)
     return kept | {os.fsencode(name): os.fsencode(value) for name, value in variables.items()}
 
 
-def _is_ours(name: str) -> bool:
+def is_withheld(name: str) -> bool:
+    """Whether a variable of this name is not for programs of an agent."""
     return name.startswith("LATTICE_") or name.lower() in _PROXIES
 
 
@@ -56,13 +57,13 @@ class Signals:
         kernel.set_blocked(self._blocked)
 
 
-def become(arguments: list[str], variables: dict[bytes, bytes]) -> None:
+def become(name: str, arguments: list[str], variables: dict[bytes, bytes]) -> None:
     """Execute a program, found as execvp(3) finds it.
 
     Raises:
         Trouble: there is none of that name, or it cannot be executed.
     """
-    name, failure = arguments[0], errno.ENOENT
+    failure = errno.ENOENT
     if "/" in name:
         places = [name]
     else:

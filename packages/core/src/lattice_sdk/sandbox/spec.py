@@ -7,15 +7,15 @@ character but zero, and the launcher has no time to load a parser.
 import os
 
 VERSION = "1"
-NAMESPACE, PROXY, PLAIN = "namespace", "proxy", "plain"
+NAMESPACE, PROXY, PLAIN, PROBE = "namespace", "proxy", "plain", "probe"
 
 
 class Spec:
     """How programs of one agent are run.
 
     Attributes:
-        kind: ``namespace``; or ``proxy`` and ``plain``, which run the program as it is, with the
-            variables that are set here.
+        kind: ``namespace``; ``proxy`` and ``plain``, which run the program as it is, with the
+            variables that are set here; ``probe``, in namespaces that the launcher makes.
         user: the user namespace, as path.
         net: the network namespace, as path.
         cookie: of the network namespace, never given twice, other than the process id in its path;

@@ -4,8 +4,8 @@ import errno
 
 NOT_SANDBOXED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127  # as env(1) and timeout(1) count
 
-_APPARMOR = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
-_USERNS_CLONE = "/proc/sys/kernel/unprivileged_userns_clone"
+APPARMOR = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
+USERNS_CLONE = "/proc/sys/kernel/unprivileged_userns_clone"
 
 
 class Trouble(Exception):  # noqa: N818 - read in `raise Trouble`
@@ -54,13 +54,13 @@ def cause(number: int, limit: str = "") -> str:
         return f"user.{limit} is 0: sysctl -w user.{limit}=10000"
     if number == errno.ENOSYS:
         return "This kernel is too old: Linux 5.12 or later is needed"
-    if setting(_APPARMOR) == "1":
+    if setting(APPARMOR) == "1":
         return (
             "AppArmor takes the rights of unprivileged user namespaces away: sysctl -w "
             "kernel.apparmor_restrict_unprivileged_userns=0, or load an AppArmor profile with "
             "`userns,` for this Python"
         )
-    if setting(_USERNS_CLONE) == "0":
+    if setting(USERNS_CLONE) == "0":
         return "kernel.unprivileged_userns_clone is 0: sysctl -w kernel.unprivileged_userns_clone=1"
     if field("Seccomp") == "2":
         return (
