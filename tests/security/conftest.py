@@ -1,0 +1,54 @@
+"""A sandbox, the host that it must not reach, and attempts on both sides of the wall.
+
+Run by whoever runs pytest: CI runs this folder as root and as an ordinary user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from lattice_sdk import LatticeAgent
+from lattice_sdk.testing.world import World
+from support.attempts import Attempt, command, outside, told
+from support.targets import Targets, start_targets
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Targets]:
+    """What is there to be reached."""
+    with start_targets(tmp_path_factory.mktemp("host")) as targets:
+        yield targets
+
+
+@pytest.fixture(scope="session")
+def agent(lattice_world: World) -> Iterator[LatticeAgent]:
+    """The agent whose sandbox is attacked."""
+    with LatticeAgent(**lattice_world.settings(isolation="required")) as agent:
+        yield agent
+
+
+@pytest.fixture(scope="session")
+def inside(agent: LatticeAgent) -> Callable[..., Attempt]:
+    """An attempt by a program in the sandbox."""
+
+    def run(name: str, /, **arguments: Any) -> Attempt:
+        return told(agent.run(command(name, arguments), capture_output=True, text=True, timeout=60))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def held(inside: Callable[..., Attempt]) -> Callable[..., Attempt]:
+    """Assert that an attempt succeeds outside and fails inside; how it failed."""
+
+    def check(name: str, /, **arguments: Any) -> Attempt:
+        free = outside(name, **arguments)
+        assert free.reached, f"the attempt proves nothing, it fails outside too: {free.why}"
+        caught = inside(name, **arguments)
+        assert not caught.reached, f"{name} {arguments}: {caught.why}"
+        return caught
+
+    return check
