@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from types import FrameType
 
 __all__ = ["end_like", "run"]
 
+READ = 4096  # bytes; one for each signal
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # The terminal sends these to the whole foreground process group, the program included.
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
@@ -27,9 +29,11 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     # What this process itself has open is closed on exec; what it was handed is the program's.
     with (
         subprocess.Popen(command, env=environment, close_fds=False) as child,
-        _passing_on(child),
+        _passing_on(child) as woken,
     ):
-        return child.wait()
+        while (status := child.poll()) is None:
+            woken.recv(READ)
+        return status
 
 
 def end_like(status: int) -> None:
@@ -47,17 +51,31 @@ def end_like(status: int) -> None:
 
 
 @contextmanager
-def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
+def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[socket.socket]:
+    """Pass signals on; what it gives can be read after each signal, and when the child has ended.
+
+    The kernel may hand a signal to any thread, and Python runs its handler in the main one: that
+    must wait in something that ends then, which waiting for the child does not.
+    """
+
     def pass_on(number: int, _frame: FrameType | None) -> None:
         if number not in _FROM_TERMINAL or not _in_foreground():
             child.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (*_FORWARDED, *_FROM_TERMINAL)}
+    woken, wake = socket.socketpair()
+    wake.setblocking(False)
+    handlers = dict.fromkeys((*_FORWARDED, *_FROM_TERMINAL), pass_on)
+    handlers[signal.SIGCHLD] = lambda *_: None
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    woken_before = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     try:
-        yield
+        yield woken
     finally:
+        signal.set_wakeup_fd(woken_before)
         for number, handler in before.items():
             signal.signal(number, handler)
+        woken.close()
+        wake.close()
 
 
 def _in_foreground() -> bool:
