@@ -17,10 +17,7 @@ import asyncio
 import contextlib
 import gc
 import json
-import os
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -43,7 +40,9 @@ from lattice_sdk.errors import (
 )
 from lattice_sdk.testing.adapter import Adapter, Capability
 from lattice_sdk.testing.gate import Gate
+from lattice_sdk.testing.leftovers import Leftovers, alive, descendants
 from lattice_sdk.testing.program import GRANTED_URL
+from lattice_sdk.testing.running import Program, arguments, environment
 from lattice_sdk.testing.world import World
 
 __all__ = ["AdapterContract"]
@@ -78,6 +77,16 @@ class AdapterContract:
     """Subclass it with ``adapter``; see the module."""
 
     adapter: ClassVar[type[Adapter]]
+    _leftovers: Leftovers
+
+    @pytest.fixture(autouse=True)
+    def _watched(self, lattice_world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """What this process makes from now on has to be gone when an agent has left."""
+        with tempfile.TemporaryDirectory(prefix="lc-") as directory:
+            monkeypatch.setenv("TMPDIR", directory)
+            monkeypatch.setattr(tempfile, "tempdir", directory)
+            self._leftovers = Leftovers(Path(directory))
+            yield
 
     # 1. Entering gives a live identity, whose address a granted service sees.
 
@@ -96,6 +105,7 @@ class AdapterContract:
         async def work(agent: LatticeAgent) -> Seen:
             async with agent.async_http_client() as http:
                 answer = await http.get(GRANTED_URL)
+            self._leftovers.note()
             known = await asyncio.to_thread(lattice_world.knows, agent.peer_id)
             client = str(answer.raise_for_status().json()["client"])
             return Seen(agent.peer_id, agent.overlay_ip, client, agent.engine_pid or 0, known)
@@ -192,6 +202,7 @@ class AdapterContract:
             seen: asyncio.Future[Seen] = asyncio.get_running_loop().create_future()
 
             async def work(agent: LatticeAgent) -> None:
+                self._leftovers.note()
                 seen.set_result(await asyncio.to_thread(look, lattice_world, agent))
                 await asyncio.Event().wait()
 
@@ -211,6 +222,7 @@ class AdapterContract:
         """Garbage collection of what was never left."""
         held, agent = self.adapter().hold(lattice_world.settings())
         seen = look(lattice_world, agent())
+        self._leftovers.note()
         del held, agent
         gc.collect()
         self._nothing_left(lattice_world, seen)
@@ -220,7 +232,7 @@ class AdapterContract:
     def test_signal_leaves_nothing(self, lattice_world: World, number: signal.Signals) -> None:
         """A process that is ended while it works."""
         with self._program(lattice_world, "wait") as program:
-            line = program.line()
+            line = self._line(program)
             program.process.send_signal(number)
             # The process itself may linger: Python waits for threads after SIGINT, and work may be
             # in one. The identity does not.
@@ -229,11 +241,19 @@ class AdapterContract:
                 assert program.process.wait(PATIENCE) == -number
 
     @invariant(3)
+    def test_interpreter_exit_during_work_leaves_nothing(self, lattice_world: World) -> None:
+        """A program whose main thread ends while an agent works in another one."""
+        with self._program(lattice_world, "exit") as program:
+            line = self._line(program)
+            assert program.process.wait(PATIENCE) == 0, program.errors()
+            self._program_left_nothing(lattice_world, program, line)
+
+    @invariant(3)
     @needs(Capability.HOLD)
     def test_interpreter_exit_leaves_nothing(self, lattice_world: World) -> None:
         """A program that ends without leaving."""
         with self._program(lattice_world, "hold") as program:
-            line = program.line()
+            line = self._line(program)
             assert program.process.wait(PATIENCE) == 0, program.errors()
             self._program_left_nothing(lattice_world, program, line)
 
@@ -241,7 +261,7 @@ class AdapterContract:
     def test_forked_child_takes_nothing_along(self, lattice_world: World) -> None:
         """The end of a forked child does not end its parent's identity."""
         with self._program(lattice_world, "fork") as program:
-            before, after = program.line(), program.line()
+            before, after = self._line(program), self._line(program)
             assert after == before
             assert after["client"] == after["address"]
             assert program.process.wait(PATIENCE) == 0, program.errors()
@@ -312,7 +332,7 @@ class AdapterContract:
         assert lattice_world.token not in str(failure.value)
         assert not called
         assert lattice_world.peers() <= peers
-        wait_for("the SDK's thread to end", lambda: not _sdk_threads())
+        self._nothing_left_here()
 
     # 6. Two agents in one process are two identities.
 
@@ -366,9 +386,10 @@ class AdapterContract:
             program.line()
             secrets = [lattice_world.token, *json.loads(program.secrets.read_text())]
             assert len(secrets) == 4
-            children = _children(program.process.pid)
+            children = descendants(program.process.pid)
             assert children, "there is no engine to look at"
-            public = "".join(_public(pid) for pid in children) + _arguments(program.process.pid)
+            public = arguments(program.process.pid)
+            public += "".join(arguments(pid) + environment(pid) for pid in children)
             output, errors = program.process.communicate("\n", timeout=PATIENCE)
         told = public + program.told + output + errors
         assert "fails" in told, "the work's failure was swallowed"
@@ -401,76 +422,45 @@ class AdapterContract:
         assert type(under.value) is type(bare.value)
 
     def _run(self, world: World, work: Callable[[LatticeAgent], T], **changes: Any) -> T:
-        return self.adapter().run(world.settings(**changes), work)
+        def noted(agent: LatticeAgent) -> T:
+            self._leftovers.note()
+            try:
+                return work(agent)
+            finally:
+                self._leftovers.note()
+
+        return self.adapter().run(world.settings(**changes), noted)
 
     @contextlib.contextmanager
-    def _program(self, world: World, mode: str) -> Iterator[_Program]:
-        with tempfile.TemporaryDirectory(prefix="contract-") as name:
-            program = _Program(self.adapter, world, mode, Path(name))
+    def _program(self, world: World, mode: str) -> Iterator[Program]:
+        with tempfile.TemporaryDirectory(prefix="contract-", dir="/tmp") as name:
+            program = Program(self.adapter, world, mode, Path(name))
             try:
                 yield program
             finally:
                 program.process.kill()
                 program.process.communicate()
 
+    def _line(self, program: Program) -> dict[str, Any]:
+        line = program.line()
+        self._leftovers.note(program.process.pid)
+        return line
+
     def _nothing_left(self, world: World, *seen: Seen) -> None:
         assert seen, "the work did not run"
         for one in seen:
             _wait_until_gone(world, one.peer, one.engine)
-        wait_for("the SDK's thread to end", lambda: not _sdk_threads())
+        self._nothing_left_here()
 
-    def _program_left_nothing(self, world: World, program: _Program, line: dict[str, Any]) -> None:
+    def _nothing_left_here(self) -> None:
+        wait_for("nothing to be left", lambda: not self._leftovers.found(), self._leftovers.found)
+
+    def _program_left_nothing(self, world: World, program: Program, line: dict[str, Any]) -> None:
         _wait_until_gone(world, line["peer"], line["engine"])
-        wait_for("its files to be removed", lambda: not list(program.temporary.iterdir()))
-
-
-class _Program:
-    """A running :mod:`lattice_sdk.testing.program`."""
-
-    def __init__(self, adapter: type[Adapter], world: World, mode: str, directory: Path) -> None:
-        self.temporary = directory / "tmp"
-        self.temporary.mkdir()
-        self.secrets = directory / "secrets.json"
-        self.told = ""
-        self._log = directory / "stderr"
-        token = directory / "token"
-        token.touch(0o600)
-        token.write_text(world.token)
-        command = [sys.executable, "-m", "lattice_sdk.testing.program"]
-        command += [f"{adapter.__module__}:{adapter.__qualname__}", mode]
-        self.process = subprocess.Popen(
-            command,
-            env={
-                "PATH": os.environ["PATH"],
-                "HOME": str(directory),
-                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                "TMPDIR": str(self.temporary),
-                "LATTICE_SERVER": world.server,
-                "LATTICE_TOKEN_FILE": str(token),
-                "LATTICE_TEST_SECRETS": str(self.secrets),
-            },
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if mode == "fail" else self._log.open("w"),
-            text=True,
-        )
-
-    def line(self) -> dict[str, Any]:
-        """The next JSON line of the program."""
-        if self.process.stdout is None:
-            raise RuntimeError("no output is captured")
-        for text in self.process.stdout:
-            self.told += text
-            with contextlib.suppress(ValueError):
-                found: dict[str, Any] = json.loads(text)
-                return found
-        raise AssertionError(f"the agent program ended without a line: {self.errors()}")
-
-    def errors(self) -> str:
-        """What it wrote to standard error."""
-        if self.process.stderr is not None:
-            return self.process.stderr.read()
-        return self._log.read_text()
+        left = self._leftovers.of_program
+        wait_for("nothing of the program to be left", lambda: not left(), left)
+        files = program.temporary.rglob
+        wait_for("its files to be removed", lambda: not [*files("*")], lambda: [*files("*")])
 
 
 def look(world: World, agent: LatticeAgent) -> Seen:
@@ -481,8 +471,10 @@ def look(world: World, agent: LatticeAgent) -> Seen:
     return Seen(agent.peer_id, agent.overlay_ip, client, agent.engine_pid or 0, known)
 
 
-def wait_for(what: str, condition: Callable[[], object]) -> None:
-    """Poll until it is so.
+def wait_for(
+    what: str, condition: Callable[[], object], instead: Callable[[], object] | None = None
+) -> None:
+    """Poll until it is so; ``instead`` says what is there instead.
 
     Raises:
         AssertionError: it is not so in time.
@@ -490,7 +482,8 @@ def wait_for(what: str, condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {PATIENCE:.0f} s: {what}")
+            there = f"; there is: {instead()}" if instead else ""
+            raise AssertionError(f"not within {PATIENCE:.0f} s: {what}{there}")
         time.sleep(0.01)
 
 
@@ -498,34 +491,4 @@ def _wait_until_gone(world: World, peer: str, engine: int) -> None:
     began = time.monotonic()
     wait_for(f"{peer} to be gone", lambda: not world.knows(peer))
     assert time.monotonic() - began < GONE_WITHIN
-    wait_for("the engine to end", lambda: not _alive(engine))
-
-
-def _sdk_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "lattice"]
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            children = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
-            for child in map(int, children):
-                found += [child, *_children(child)]
-    return found
-
-
-def _arguments(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-
-
-def _public(pid: int) -> str:
-    environment = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
-    return _arguments(pid) + environment
+    wait_for("the engine to end", lambda: not alive(engine))

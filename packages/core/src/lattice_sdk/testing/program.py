@@ -57,6 +57,20 @@ def wait(adapter: Adapter, settings: dict[str, Any]) -> None:
     adapter.run(settings, work)
 
 
+def exit_(adapter: Adapter, settings: dict[str, Any]) -> None:
+    """Let the interpreter end while an agent works in another thread, which then leaves."""
+    working, ending = threading.Event(), threading.Event()
+
+    def work(agent: LatticeAgent) -> None:
+        use(agent)
+        working.set()
+        ending.wait()
+
+    threading.Thread(target=adapter.run, args=(settings, work)).start()
+    working.wait()
+    ending.set()  # leaving takes longer than it takes this thread to end
+
+
 def hold(adapter: Adapter, settings: dict[str, Any]) -> None:
     """Let the interpreter end without leaving."""
     held, agent = adapter.hold(settings)
@@ -113,6 +127,7 @@ def fail(adapter: Adapter, settings: dict[str, Any]) -> None:
 
 MODES: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "wait": wait,
+    "exit": exit_,
     "hold": hold,
     "fork": fork,
     "fail": fail,
