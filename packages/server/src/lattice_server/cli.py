@@ -227,6 +227,13 @@ def dev(
         ),
     ] = None,
     port: Annotated[int, typer.Option(help="TCP port of the control plane; 0: any.")] = 0,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Of this machine, for containers and pods on it: tokens travel in the clear.",
+        ),
+    ] = "127.0.0.1",
     workspace: Annotated[str, typer.Option(help="Workspace to make.")] = "dev",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line instead.")] = False,
 ) -> None:
@@ -251,7 +258,13 @@ def dev(
             directory = Path(stack.enter_context(temporary))
         try:
             fabric = stack.enter_context(
-                Fabric(directory, server_options={"port": port}, workspace=workspace, egress=True)
+                Fabric(
+                    directory,
+                    server_options={"port": port},
+                    workspace=workspace,
+                    egress=True,
+                    host=host,
+                )
             )
         except (FabricError, OSError) as error:
             stack.close()

@@ -24,6 +24,7 @@ from lattice_server.children import Child, FabricError, read_json
 
 __all__ = ["Fabric", "FabricError"]
 
+LOOPBACK = "127.0.0.1"
 START_TIMEOUT = 30.0  # seconds; a loaded two-core machine needs 3
 STOP_TIMEOUT = 15.0
 # Ends the engine when this process is killed while the gateway daemon, which would do it, is dead
@@ -45,6 +46,8 @@ class Fabric:
             network is not touched.
         workspace: id of the workspace that is made.
         egress: run an egress connector for it, and let its token permit what that serves.
+        host: address of this machine under which control plane and gateway are reached; one that is
+            not loopback carries tokens in the clear, and is for containers of this machine.
 
     Attributes:
         url: of the control plane; the same after a restart.
@@ -61,6 +64,7 @@ class Fabric:
         namespace: Literal["own", "host"] | None = None,
         workspace: str = "dev",
         egress: bool = False,
+        host: str = LOOPBACK,
     ) -> None:
         self.directory = directory.absolute()
         self.workspace = workspace
@@ -74,6 +78,7 @@ class Fabric:
         self._gateway: Child | None = None
         self._egress: Child | None = None
         self._with_egress = egress
+        self._host = host
         self._guard: subprocess.Popen[bytes] | None = None
         self._lifeline: _Lifeline | None = None
 
@@ -169,10 +174,13 @@ class Fabric:
         options = {k: v for k, v in self._options.items() if k != "port"}
         self._server = self._start_child(
             "server",
-            ["--host", "127.0.0.1", "--port", port, "--data-dir", str(data)],
+            ["--host", self._host, "--port", port, "--data-dir", str(data), *self._clear()],
             {f"LATTICE_SERVER_{name.upper()}": str(value) for name, value in options.items()},
         )
         self.url = str(self._server.ready["url"])
+
+    def _clear(self) -> list[str]:
+        return [] if self._host == LOOPBACK else ["--insecure-http"]
 
     def kill_server(self) -> None:
         """SIGKILL the control plane."""
@@ -185,6 +193,8 @@ class Fabric:
         arguments = ["--server", self.url, "--token-file", str(self.directory / "gateway.token")]
         arguments += ["--state-dir", str(self._gateway_state), "--listen-port", "0"]
         arguments += ["--address", _first_host(self._overlay), "--namespace", self._namespace]
+        if self._host != LOOPBACK:
+            arguments += ["--endpoint", self._host]
         self._gateway = self._start_child("gateway", arguments, {})
 
     def start_egress(self) -> None:

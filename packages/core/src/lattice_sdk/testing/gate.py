@@ -10,7 +10,7 @@ __all__ = ["Gate"]
 
 
 class Gate:
-    """Forwards TCP connections to ``url`` until it is closed; then refuses.
+    """Forwards TCP connections to ``url`` until it is closed, and refuses until it is opened again.
 
     Attributes:
         url: where it is reached.
@@ -19,10 +19,11 @@ class Gate:
     def __init__(self, url: str) -> None:
         host, port = url.removeprefix("http://").split(":")
         self._target = (host, int(port))
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
+        self._address = self._listener.getsockname()
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.url = f"http://{host}:{self._address[1]}"
         threading.Thread(target=self._accept, name="gate", daemon=True).start()
 
     def __enter__(self) -> Gate:
@@ -40,6 +41,11 @@ class Gate:
             for connection in self._connections:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
+
+    def open(self) -> None:
+        """Forward again, where it did before."""
+        self._listener = socket.create_server(self._address)
+        threading.Thread(target=self._accept, name="gate", daemon=True).start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):

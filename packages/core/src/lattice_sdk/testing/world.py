@@ -109,19 +109,22 @@ class World:
 
 
 @contextmanager
-def start_world(directory: Path) -> Iterator[World]:
+def start_world(directory: Path, host: str = "127.0.0.1") -> Iterator[World]:
     """Start ``lattice dev`` and three tool services; end them afterwards.
 
     Two of the services, ``github-tools`` and ``search``, are designated to the workspace.
 
     Args:
         directory: for the files; should have a short path, as it holds sockets.
+        host: address of this machine under which agents reach the fabric.
 
     Raises:
         RuntimeError: ``lattice dev`` does not start; is lattice-server installed?
     """
     with ExitStack() as stack:
-        dev = stack.enter_context(_process(["dev", "--json", "--dir", str(directory)], {}))
+        dev = stack.enter_context(
+            _process(["dev", "--json", "--dir", str(directory), "--host", host], {})
+        )
         admin_token = (directory / "server" / "admin.token").read_text().strip()
         addresses = {}
         for name in (GRANTED, SECOND, UNDESIGNATED):

@@ -1,0 +1,342 @@
+"""Real pods from manifests: containers by podman, and of the kubelet what a pod's life needs.
+
+The kubelet's part here is what its documentation promises: init containers one by one, native
+sidecars before the others and until their startup probe succeeds, postStart hooks, restarts, and
+SIGTERM in the order of https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from support.node import Node
+from support.waiting import process_alive, wait_for
+
+PATIENCE = 60.0  # seconds for a container to start or to be probed
+LEAST_GRACE = 2.0  # seconds, kubelet's minimumGracePeriodInSeconds: also after the pod's own
+Manifest = dict[str, Any]
+
+
+class Pod:
+    """One pod of a manifest.
+
+    Args:
+        node: where it runs.
+        manifest: a Pod, or what makes pods of a template; as injected.
+        secrets: of its namespace, by name and key.
+        config_maps: likewise.
+
+    Attributes:
+        name: of the pod.
+        uid: of the pod.
+        ip: its address, once it was started.
+        restarts: of the sidecar.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        manifest: Manifest,
+        *,
+        secrets: Mapping[str, Mapping[str, str]] | None = None,
+        config_maps: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        template = manifest
+        while template["kind"] != "Pod" if "kind" in template else "spec" not in template:
+            template = template["spec"].get("template") or template["spec"]["jobTemplate"]
+        self._node, self._secrets, self._config_maps = node, secrets or {}, config_maps or {}
+        self.name = f"{manifest['metadata']['name']}-{uuid.uuid4().hex[:5]}"
+        self.uid = str(uuid.uuid4())
+        self.ip, self.restarts = "", 0
+        self.spec: Manifest = copy.deepcopy(template["spec"])
+        self._volumes = node.directory / self.uid
+        starters = self.spec.get("initContainers", [])
+        self.native = [one["name"] for one in starters if one.get("restartPolicy") == "Always"]
+        self.starters = [one["name"] for one in starters]
+        self.regular = [one["name"] for one in self.spec["containers"]]
+        self._pids: dict[str, int] = {}
+        self._ending = threading.Event()
+        self._kubelet: threading.Thread | None = None
+
+    def __enter__(self) -> Pod:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        with contextlib.suppress(AssertionError):
+            self._node.podman("pod", "rm", "--force", "--time", "0", self.name)
+        if self._kubelet is not None:
+            self._kubelet.join(30)
+        for mount in sorted(self._volumes.glob("*")):
+            if os.path.ismount(mount):
+                subprocess.run(["umount", "--lazy", str(mount)], check=True)
+
+    # What a test does with it.
+
+    def start(self) -> Pod:
+        """Start everything, in order; returns when the agent's containers run.
+
+        Raises:
+            InitError: an init container did.
+        """
+        self._create()
+        specs = {one["name"]: one for one in self._containers()}
+        for name in self.starters:
+            self._start(name)
+            if name in self.native:
+                self._wait_until_started(specs[name])
+                continue
+            status = int(self._podman("wait", "--interval=20ms", self._container(name)))
+            if status:
+                raise InitError(name, status, self.logs(name))
+        for name in self.regular:
+            self._start(name)
+            hook = (specs[name].get("lifecycle") or {}).get("postStart")
+            if hook:
+                self.execute(name, *hook["exec"]["command"])
+        self._kubelet = threading.Thread(target=self._run, name=f"kubelet of {self.name}")
+        self._kubelet.start()
+        return self
+
+    def wait(self, timeout: float = PATIENCE) -> str:
+        """Until all containers have ended; ``Succeeded`` or ``Failed``."""
+        wait_for(f"{self.name} to end", self.ended, timeout)
+        statuses = [self.status(name) for name in self.regular]
+        return "Failed" if any(statuses) else "Succeeded"
+
+    def ended(self) -> bool:
+        """Whether no container runs any more."""
+        return all(not self.running(name) for name in (*self.native, *self.regular))
+
+    def delete(self, grace: float | None = None) -> None:
+        """What deleting the pod does: SIGTERM, in order, and SIGKILL when the grace is over."""
+        seconds = self.spec.get("terminationGracePeriodSeconds", 30) if grace is None else grace
+        deadline = time.monotonic() + seconds
+        self._ending.set()
+        for names in (self.regular, self.native[::-1]):
+            pids = [pid for name in names if (pid := self.pid(name))]
+            for pid in pids:
+                _signal(pid, signal.SIGTERM)
+            with contextlib.suppress(AssertionError):
+                left = max(LEAST_GRACE, deadline - time.monotonic())
+                wait_for("containers to end", lambda pids=pids: not _alive(pids), left)
+            for pid in pids:
+                _signal(pid, signal.SIGKILL)
+
+    def evict(self) -> None:
+        """SIGKILL of everything at once, the pod's infrastructure included."""
+        self._ending.set()
+        names = [*self.native, *self.regular]
+        pids = [pid for name in names if (pid := self.pid(name))]
+        for pid in (*pids, self.infra_pid):
+            _signal(pid, signal.SIGKILL)
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Signal a container's first process."""
+        _signal(self.pid(name), number)
+
+    def execute(self, name: str, *command: str, check: bool = True) -> str:
+        """``kubectl exec``."""
+        return self._podman("exec", self._container(name), *command, check=check)
+
+    def logs(self, name: str) -> str:
+        """``kubectl logs``."""
+        log = self._inspect(name, "{{.HostConfig.LogConfig.Path}}")
+        lines = Path(log).read_text(errors="replace").splitlines()
+        return "".join(line.split(" ", 3)[3] + "\n" for line in lines if line.count(" ") > 2)
+
+    def told(self, name: str = "agent") -> list[dict[str, Any]]:
+        """The JSON lines of a container's log."""
+        found = []
+        for line in self.logs(name).splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return found
+
+    def pid(self, name: str) -> int:
+        """A container's first process, seen from the node; 0 when it does not run."""
+        pid = self._pids.get(name, 0)
+        return pid if pid and process_alive(pid) else 0
+
+    def status(self, name: str) -> int:
+        """A container's exit status."""
+        return int(self._inspect(name, "{{.State.ExitCode}}"))
+
+    def running(self, name: str) -> bool:
+        """Whether a container runs."""
+        return self.pid(name) != 0
+
+    def environment(self, name: str) -> dict[str, str]:
+        """A container's environment."""
+        pairs = json.loads(self._inspect(name, "{{json .Config.Env}}"))
+        return dict(pair.split("=", 1) for pair in pairs)
+
+    def inspect(self, name: str) -> str:
+        """All that the runtime tells of a container."""
+        return self._podman("inspect", self._container(name))
+
+    def volume(self, name: str) -> Path:
+        """Where a volume is on the node."""
+        return self._volumes / name
+
+    def probe(self, path: str) -> httpx.Response | None:
+        """The sidecar's answer to a probe of the kubelet's, which comes from the node."""
+        try:
+            return httpx.get(f"http://{self.ip}:{self._health_port}{path}", timeout=5)
+        except httpx.TransportError:
+            return None
+
+    @property
+    def _health_port(self) -> int:
+        sidecar = next(one for one in self._containers() if "livenessProbe" in one)
+        return int(sidecar["livenessProbe"]["httpGet"]["port"])
+
+    # The kubelet's part.
+
+    def _run(self) -> None:
+        """Restart the sidecar, and end it after the others."""
+        while not self._ending.is_set() and any(self.running(name) for name in self.regular):
+            for name in self.native:
+                if not self.running(name) and not self._ending.is_set():
+                    self._start(name)
+                    self.restarts += 1
+            self._ending.wait(0.1)
+        if self._ending.is_set():
+            return
+        for name in reversed(self.native):
+            if pid := self.pid(name):
+                _signal(pid, signal.SIGTERM)
+
+    def _start(self, name: str) -> None:
+        self._podman("start", self._container(name))
+        self._pids[name] = int(self._inspect(name, "{{.State.Pid}}"))
+
+    def _wait_until_started(self, container: Manifest) -> None:
+        probe = container["startupProbe"]["httpGet"]
+
+        def ready() -> bool:
+            if not self.running(container["name"]):
+                raise InitError(
+                    container["name"], self.status(container["name"]), self.logs(container["name"])
+                )
+            answer = self.probe(probe["path"])
+            return answer is not None and answer.status_code < 400
+
+        wait_for(f"{container['name']} of {self.name} to start", ready, PATIENCE)
+
+    def _create(self) -> None:
+        translated = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": self.name, "labels": {"app": "test"}},
+            "spec": {
+                "restartPolicy": "Never",
+                "shareProcessNamespace": bool(self.spec.get("shareProcessNamespace")),
+                "containers": [self._translate(one) for one in self._containers()],
+                "volumes": [self._volume(one) for one in self.spec.get("volumes", [])],
+            },
+        }
+        file = self._node.directory / f"{self.name}.yaml"
+        file.write_text(yaml.safe_dump(translated))
+        self._podman("kube", "play", "--network=none", "--start=false", str(file))
+        infra = self._podman("pod", "inspect", self.name, "--format", "{{.InfraContainerID}}")
+        self._podman("start", infra.strip())
+        self.infra_pid = int(self._podman("inspect", infra.strip(), "--format", "{{.State.Pid}}"))
+        self.ip = self._node.connect(self.infra_pid)
+
+    def _containers(self) -> list[Manifest]:
+        return [*self.spec.get("initContainers", []), *self.spec["containers"]]
+
+    def _translate(self, container: Manifest) -> Manifest:
+        """Without what podman does not read, and with what the kubelet fills in filled in."""
+        fields = {"name", "image", "command", "args", "workingDir", "securityContext"}
+        kept = {key: value for key, value in container.items() if key in fields | {"volumeMounts"}}
+        kept["imagePullPolicy"] = "Never"
+        known: dict[str, str] = {}
+        for variable in container.get("env", []):
+            value = variable.get("value", "")
+            if "valueFrom" in variable:
+                path = variable["valueFrom"]["fieldRef"]["fieldPath"]
+                value = self._fields()[path]
+            value = re.sub(r"\$\((\w+)\)", lambda found: known.get(found[1], found[0]), value)
+            known[variable["name"]] = value
+        kept["env"] = [{"name": name, "value": value} for name, value in known.items()]
+        return kept
+
+    def _fields(self) -> dict[str, str]:
+        from support.node import NODE_IP
+
+        return {"metadata.name": self.name, "metadata.uid": self.uid, "status.hostIP": NODE_IP}
+
+    def _volume(self, volume: Manifest) -> Manifest:
+        path = self.volume(volume["name"])
+        path.mkdir(parents=True)
+        self._volumes.chmod(0o711)
+        if "emptyDir" in volume:
+            size = volume["emptyDir"].get("sizeLimit", "16Mi").rstrip("i")
+            options = f"size={size},mode=0777"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(path)], check=True)
+        elif "secret" in volume:
+            secret = self._secrets[volume["secret"]["secretName"]]
+            _fill(path, secret, volume["secret"].get("items"))
+        elif "configMap" in volume:
+            _fill(
+                path, self._config_maps[volume["configMap"]["name"]], volume["configMap"]["items"]
+            )
+        else:
+            raise AssertionError(f"no volume of this kind here: {volume}")
+        return {"name": volume["name"], "hostPath": {"path": str(path), "type": "Directory"}}
+
+    def _container(self, name: str) -> str:
+        return f"{self.name}-{name}"
+
+    def _podman(self, *arguments: str, check: bool = True) -> str:
+        return self._node.podman(*arguments, check=check)
+
+    def _inspect(self, name: str, form: str) -> str:
+        return self._podman("inspect", self._container(name), "--format", form).strip()
+
+
+class InitError(Exception):
+    """An init container, or a sidecar before it was ready, ended with a status.
+
+    Attributes:
+        container: which.
+        status: its exit status.
+        told: its log.
+    """
+
+    def __init__(self, container: str, status: int, told: str) -> None:
+        super().__init__(f"{container} ended with {status}: {told[-600:]}")
+        self.container, self.status, self.told = container, status, told
+
+
+def _fill(path: Path, data: Mapping[str, str], items: list[dict[str, str]] | None) -> None:
+    for item in items or [{"key": key, "path": key} for key in data]:
+        (path / item["path"]).write_text(data[item["key"]])
+        (path / item["path"]).chmod(0o644)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    if pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _alive(pids: list[int]) -> bool:
+    return any(process_alive(pid) for pid in pids)
