@@ -204,6 +204,42 @@ def test_a_token_that_does_not_permit_the_name_enrolls_nobody(
         assert [service.name for service in alice.services] == ["files.example.org"]
 
 
+def test_a_name_of_a_pattern_is_served_when_a_program_first_uses_it(
+    fabric: Fabric, model: TLSServer, agent: Callable[..., LatticeAgent]
+) -> None:
+    with agent(("*.model.localhost", model.port)) as alice:
+        assert not alice.services
+        # A program that knows nothing but its proxy.
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import httpx, ssl, sys; tls = ssl.create_default_context(cafile=sys.argv[2])\n"
+                "print(httpx.get(sys.argv[1], verify=tls).text)",
+                f"https://{MODEL}:{model.port}/",
+                str(model.certificate),
+            ],
+            # Not all of the environment: no program takes a name below localhost to a proxy.
+            env={"PATH": os.environ["PATH"], "HTTPS_PROXY": alice.proxy_env()["HTTPS_PROXY"]},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == "ok"
+        with alice.http_client(verify=model.trust) as http:
+            assert http.get(f"https://{MODEL}:{model.port}/").text == "ok"
+        with pytest.raises(Refused, match=r"model\.localhost"):
+            alice.connect("model.localhost", model.port)
+        with pytest.raises(Refused):
+            alice.connect(MODEL, model.port + 1)
+        alice.refresh()
+        assert [service.name for service in alice.services] == [MODEL]
+        assert alice.resolve(MODEL) == alice.services[0].address
+        assert alice.resolve("another.model.localhost") != alice.services[0].address
+        with pytest.raises(NotPermitted):
+            alice.resolve("api.anthropic.com")
+
+
 def test_a_connector_of_another_workspace_serves_its_own(
     fabric: Fabric, model: TLSServer, agent: Callable[..., LatticeAgent]
 ) -> None:

@@ -22,6 +22,7 @@ class TLSServer(http.server.ThreadingHTTPServer):
 
     Attributes:
         port: where it listens.
+        certificate: its file, PEM.
         trust: a context that trusts this certificate and nothing else.
         seen: what callers asked for, as ``(SNI, Host)``.
     """
@@ -30,6 +31,7 @@ class TLSServer(http.server.ThreadingHTTPServer):
 
     def __init__(self, name: str, directory: Path) -> None:
         chain, key = _certificate(name, directory)
+        self.certificate = chain
         self.seen: list[tuple[str | None, str]] = []
         self.trust = ssl.create_default_context(cafile=chain)
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -200,6 +200,90 @@ def test_a_connector_that_does_not_take_the_names_up_leaves_nothing_behind(
             connector.stop()
 
 
+def ask_name(plane: Any, identity: dict[str, Any], name: str) -> httpx.Response:
+    path = f"/api/v1/peers/{identity['peerId']}/names"
+    return plane.call("POST", path, identity["enrollmentToken"], json={"name": name})  # type: ignore[no-any-return]
+
+
+def test_a_name_of_a_pattern_is_served_when_it_is_first_asked_for(
+    plane: Any, gateway: Any, egress: Any, wait: Any
+) -> None:
+    token = permitting(plane, "ws", {"to": "*.example.org", "port": 443})
+    with egress("ws") as connector:
+        answer = plane.enrolled(token, **asks("*.example.org"))
+        assert answer["services"] == []
+        assert "routes" not in gateway.peers[connector.peer]
+        served = ask_name(plane, answer, "Files.example.org.").json()
+        assert served["ports"] == [{"port": 443, "protocol": "tcp"}]
+        assert gateway.peers[connector.peer]["routes"] == [served["address"]]
+        assert gateway.peers[answer["peerId"]]["grants"] == [
+            {"to": served["address"], "protocol": "tcp", "port": 443}
+        ]
+        assert set(connector.names()) == {"files.example.org"}
+        assert ask_name(plane, answer, "files.example.org").json() == served
+        for name in ("example.org", "evilexample.org", "api.anthropic.com"):
+            refused = ask_name(plane, answer, name)
+            assert (refused.status_code, refused.json()["code"]) == (
+                403,
+                "destination_not_permitted",
+            )
+        for name in ("*.example.org", "10.0.0.1", "a b", "localhost"):
+            assert ask_name(plane, answer, name).json()["code"] == "invalid_request", name
+        # It is told by a renewal, and the list is shown as it was asked for.
+        path = f"/api/v1/peers/{answer['peerId']}/renew"
+        renewed = plane.call("POST", path, answer["enrollmentToken"], json={}).json()
+        assert [service["name"] for service in renewed["services"]] == ["files.example.org"]
+        (peer,) = [one for one in plane.peers() if one["kind"] == "agent"]
+        assert [rule["to"] for rule in peer["allow"]] == ["*.example.org"]
+        plane.call("DELETE", f"/api/v1/peers/{answer['peerId']}", answer["enrollmentToken"])
+        wait("the name to go", lambda: not connector.names())
+        assert "routes" not in gateway.peers[connector.peer]
+
+
+def test_names_of_a_pattern_are_bounded(plane: Any, gateway: Any, egress: Any) -> None:
+    token = permitting(plane, "ws", {"to": "*"})
+    names = [f"a{number}.example" for number in range(99)]
+    with egress("ws"):
+        answer = plane.enrolled(token, **asks("*.example.org", *names))
+        assert ask_name(plane, answer, "one.example.org").status_code == 200
+        refused = ask_name(plane, answer, "two.example.org")
+        assert (refused.status_code, refused.json()["code"]) == (403, "destination_not_permitted")
+
+
+def test_a_sub_agents_name_of_a_pattern_is_within_its_parents(
+    plane: Any, gateway: Any, egress: Any
+) -> None:
+    token = permitting(plane, "ws", {"to": "*.example.org"})
+    with egress("ws"):
+        parent = plane.enrolled(token, **asks("*.example.org"))
+        path = f"/api/v1/agents/{parent['peerId']}/delegate"
+        wish = {"subAgentName": "sub", **asks("*.files.example.org")}
+        token = plane.call("POST", path, parent["enrollmentToken"], json=wish).json()
+        sub = plane.enrolled(token["enrollmentToken"], "sub")
+        served = ask_name(plane, sub, "a.files.example.org").json()
+        wanted = {"to": served["address"], "protocol": "tcp", "port": 443}
+        assert gateway.peers[sub["peerId"]]["grants"] == [wanted]
+        assert gateway.peers[parent["peerId"]]["grants"] == [wanted]
+        assert ask_name(plane, sub, "b.example.org").status_code == 403
+
+
+def test_names_of_a_pattern_are_the_identitys_own(plane: Any, gateway: Any, egress: Any) -> None:
+    token = permitting(plane, "ws", {"to": "*.example.org"})
+    with egress("ws"):
+        one, two = plane.enrolled(token, **asks("*.example.org")), plane.enrolled(token)
+        path = f"/api/v1/peers/{one['peerId']}/names"
+        body = {"name": "files.example.org"}
+        for bearer in (two["enrollmentToken"], token, plane.admin):
+            assert plane.call("POST", path, bearer, json=body).status_code in (403, 404)
+        assert ask_name(plane, two, "files.example.org").status_code == 403
+
+
+def test_a_pattern_without_a_connector_is_not_enrolled(plane: Any, gateway: Any) -> None:
+    token = permitting(plane, "ws", {"to": "*.example.org"})
+    assert plane.enroll(token, **asks("*.example.org")).json()["code"] == "egress_unavailable"
+    assert not plane.peers()
+
+
 PERMISSIONS: list[tuple[list[dict[str, Any]], str, int, str | None]] = [
     ([{"to": API, "port": 443}], API, 80, "destination_not_permitted"),
     ([{"to": API, "port": 443}], "evil.example", 443, "destination_not_permitted"),
@@ -209,6 +293,12 @@ PERMISSIONS: list[tuple[list[dict[str, Any]], str, int, str | None]] = [
     ([{"to": "*", "port": 443}], "evil.example", 443, None),
     ([{"to": "*", "port": 443}], "evil.example", 22, "destination_not_permitted"),
     ([], API, 443, "destination_not_permitted"),
+    ([{"to": "*.example.org"}], "*.example.org", 443, None),
+    ([{"to": "*.example.org"}], "*.files.example.org", 443, None),
+    ([{"to": "*.files.example.org"}], "*.example.org", 443, "destination_not_permitted"),
+    ([{"to": "files.example.org"}], "*.example.org", 443, "destination_not_permitted"),
+    ([{"to": "*"}], "*", 443, "invalid_request"),
+    ([{"to": "*"}], "*.*.org", 443, "invalid_request"),
     ([{"to": "*"}], "10.96.0.9", 443, "destination_not_permitted"),
     ([{"to": "*"}], "unknown.lattice", 443, "invalid_request"),
     ([{"to": "*"}], "intranet", 443, "invalid_request"),
@@ -242,7 +332,9 @@ def test_a_token_without_a_list_permits_the_workspaces_names_alone(
         assert gateway.peers[answer["peerId"]]["grants"] == [
             {"to": service["address"], "protocol": "tcp", "port": 443}
         ]
-        assert plane.enroll(token, **asks(API)).json()["code"] == "destination_not_permitted"
+        for host in (API, "*.anthropic.com"):
+            refused = plane.enroll(token, **asks(host)).json()
+            assert refused["code"] == "destination_not_permitted"
 
 
 def test_names_do_not_take_the_pool_from_everybody_else(

@@ -398,6 +398,29 @@ class LatticeAgent(Programs, Face):
 
         await _wait(self._submit(refresh(self._life)))
 
+    def resolve(self, name: str) -> str:
+        """The overlay address of a host name, from :attr:`services` or a pattern of ``allow``.
+
+        The tunnel's proxy does this by itself. It is for programs that have no proxy, in a network
+        namespace: a name of a pattern is in their ``/etc/hosts`` once it was resolved.
+
+        Args:
+            name: ``files.example.org``, for one.
+
+        Raises:
+            NotPermitted: neither a service nor a pattern has it.
+            EgressUnavailable: no egress connector serves it.
+        """
+        from lattice_sdk.reach import resolve
+
+        return self._submit(resolve(self._life, name)).result()
+
+    async def aresolve(self, name: str) -> str:
+        """:meth:`resolve`, awaited."""
+        from lattice_sdk.reach import resolve
+
+        return await _wait(self._submit(resolve(self._life, name)))
+
     def http_client(self, **options: Any) -> httpx.Client:
         """A client whose every request goes through the tunnel; to be closed like any.
 

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from lattice_sdk import plugins, runtime, schedule, wgconfig
-from lattice_sdk.backends import Choice, Isolation, Revoke, Tunnel, TunnelSpec, choose
+from lattice_sdk.backends import Choice, Isolation, NameSource, Revoke, Tunnel, TunnelSpec, choose
 from lattice_sdk.client import ControlPlane
 from lattice_sdk.clock import now
 from lattice_sdk.companion import Companion
@@ -385,10 +385,19 @@ class Lifecycle:
             config=wgconfig.parse(config.get_secret_value()) if config else None,
             expires_in=self.remaining,
             revoke=revoke,
+            names=self._name_source(identity),
             timeout=PROOF,
             router=self.companion.router,
             secret_files=self.terms.secret_files,
         )
+
+    def _name_source(self, identity: Identity) -> NameSource | None:
+        patterns = tuple(rule.to for rule in identity.allow if rule.to.startswith("*."))
+        if not patterns:
+            return None
+        url = f"{identity.server}/api/v1/peers/{quote(identity.peer_id, safe='')}/names"
+        ca_file = str(self.terms.ca_file.absolute() if self.terms.ca_file else "")
+        return NameSource(patterns, url, identity.enrollment_token, ca_file)
 
     async def _raise_tunnel(self) -> None:
         """A new tunnel for the identity; the old one, if there is one, ends behind it."""

@@ -31,6 +31,21 @@ async def refresh(life: Lifecycle) -> None:
     await life.adopt_reach(tuple(found.services), ingress)
 
 
+async def resolve(life: Lifecycle, name: str) -> str:
+    """Have a host name served that a pattern of the allow list covers; its overlay address.
+
+    Raises:
+        NotPermitted: no pattern covers it.
+        EgressUnavailable: no egress connector serves it.
+    """
+    known = life.living().hosts.get(name)
+    if known is not None:
+        return known
+    served = await life.call_control_plane("POST", "names", {"name": name})
+    await refresh(life)
+    return str(served["address"])
+
+
 def doubt(life: Lifecycle) -> None:
     """Something was refused: in the background, see whether policy has changed.
 

@@ -52,17 +52,10 @@ func (r *Revoke) method() string {
 
 // carryOut sends the request until the control plane has taken it, or has said that it never will.
 func (r *Revoke) carryOut(ctx context.Context) error {
-	transport := &http.Transport{DisableKeepAlives: true, Proxy: http.ProxyFromEnvironment}
-	if r.CAFile != "" {
-		roots, err := readRoots(r.CAFile)
-		if err != nil {
-			return err
-		}
-		transport.TLSClientConfig = &tls.Config{RootCAs: roots}
+	client, err := secretClient(r.CAFile, revokeAttempt)
+	if err != nil {
+		return err
 	}
-	client := &http.Client{Transport: transport, Timeout: revokeAttempt,
-		// The headers hold a token; a redirect must not carry it elsewhere.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	for gap := revokeFirstGap; ; gap = min(2*gap, revokeLongGap) {
 		final, err := r.attempt(ctx, client)
 		if final || err == nil {
@@ -76,14 +69,29 @@ func (r *Revoke) carryOut(ctx context.Context) error {
 	}
 }
 
+// secretClient is for requests to the control plane whose headers hold a token.
+func secretClient(caFile string, timeout time.Duration) (*http.Client, error) {
+	transport := &http.Transport{DisableKeepAlives: true, Proxy: http.ProxyFromEnvironment}
+	if caFile != "" {
+		roots, err := readRoots(caFile)
+		if err != nil {
+			return nil, err
+		}
+		transport.TLSClientConfig = &tls.Config{RootCAs: roots}
+	}
+	return &http.Client{Transport: transport, Timeout: timeout,
+		// A redirect must not carry the token elsewhere.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}, nil
+}
+
 func readRoots(path string) (*x509.CertPool, error) {
 	pem, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("revoke.caFile: %w", err)
+		return nil, fmt.Errorf("caFile: %w", err)
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("revoke.caFile: no certificate in %s", path)
+		return nil, fmt.Errorf("caFile: no certificate in %s", path)
 	}
 	return roots, nil
 }

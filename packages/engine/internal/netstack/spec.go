@@ -32,6 +32,7 @@ type Spec struct {
 	Policy    *Policy           `json:"policy"`
 	ExpiresIn *float64          `json:"expiresIn"`
 	Revoke    *Revoke           `json:"revoke"`
+	Names     *NameSource       `json:"names"`
 	// Router makes it the tunnel of a connector, which takes flows for other addresses than its own.
 	Router bool `json:"router"`
 }
@@ -48,6 +49,7 @@ type Change struct {
 	Policy    *Policy           `json:"policy"`
 	ExpiresIn *float64          `json:"expiresIn"`
 	Revoke    *Revoke           `json:"revoke"`
+	Names     *NameSource       `json:"names"`
 }
 
 // ProbeSpec says what proves a tunnel: an ICMP echo reply from Address within Timeout seconds.
@@ -130,6 +132,9 @@ func (s *Spec) read() (*settings, error) {
 	}
 	if s.ExpiresIn != nil && *s.ExpiresIn <= 0 {
 		return nil, fmt.Errorf("expiresIn: %g s is over already", *s.ExpiresIn)
+	}
+	if err := s.Names.check(); err != nil {
+		return nil, err
 	}
 	return read, s.Revoke.check()
 }

@@ -40,10 +40,12 @@ type Tunnel struct {
 	hosts    map[string]netip.Addr
 	policy   *Policy
 	revoke   *Revoke
+	names    *NameSource
 	peer     wg.Peer
 	deadline *deadline
 	open     map[io.Closer]struct{}
 	forwards map[string]*forward
+	asked    asked
 	router   *router // of a connector that serves more than its own address
 	lastID   int
 }
@@ -71,7 +73,7 @@ func (s *service) openTunnel(id string, spec *Spec) (*Tunnel, error) {
 		return nil, err
 	}
 	t := &Tunnel{
-		ID: id, spec: read, net: reached, view: view, hosts: read.hosts, policy: spec.Policy, revoke: spec.Revoke,
+		ID: id, spec: read, net: reached, view: view, hosts: read.hosts, policy: spec.Policy, revoke: spec.Revoke, names: spec.Names,
 		peer: read.peer, state: stateUp, closed: make(chan struct{}), open: map[io.Closer]struct{}{}, forwards: map[string]*forward{},
 	}
 	t.ctx, t.end = context.WithCancel(context.Background())
@@ -196,11 +198,17 @@ func (t *Tunnel) track(c io.Closer) (func(), error) {
 // resolve finds the address of a name or literal, from the tunnel's own list and nowhere else.
 func (t *Tunnel) resolve(protocol, host string, port uint16) (netip.AddrPort, error) {
 	t.mu.Lock()
-	hosts, policy := t.hosts, t.policy
+	hosts, policy, source := t.hosts, t.policy, t.names
 	t.mu.Unlock()
 	address, err := netip.ParseAddr(host)
 	if err != nil {
 		known, ok := hosts[canonicalName(host)]
+		if !ok && source.covers(canonicalName(host)) {
+			if known, err = t.ask(protocol, canonicalName(host), port); err != nil {
+				return netip.AddrPort{}, err
+			}
+			ok = true
+		}
 		if !ok {
 			t.refused.Add(1)
 			return netip.AddrPort{}, policy.refuse(protocol, fmt.Sprintf("%s:%d (a name that is not on its list; there is no DNS in the tunnel)", host, port), hosts)
@@ -254,7 +262,7 @@ func (t *Tunnel) update(change *Change) error {
 	if change.ExpiresIn != nil && *change.ExpiresIn <= 0 {
 		return &problem{400, "invalid_tunnel", "expiresIn: the new deadline is over already"}
 	}
-	if err := change.Revoke.check(); err != nil {
+	if err := errors.Join(change.Revoke.check(), change.Names.check()); err != nil {
 		return &problem{400, "invalid_tunnel", err.Error()}
 	}
 	hosts, err := readHosts(change.Hosts)
@@ -294,6 +302,9 @@ func (t *Tunnel) update(change *Change) error {
 	}
 	if change.Revoke != nil {
 		t.revoke = change.Revoke
+	}
+	if change.Names != nil {
+		t.names = change.Names
 	}
 	t.mu.Unlock()
 	if change.ExpiresIn != nil {

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lattice_server.control import ControlPlane
 
 # An allow list that is full of names must not take the pool's addresses from everybody else.
-NAMES_OF_AN_IDENTITY = 100
+MOST_NAMES = 100
 
 
 async def claim(
@@ -60,35 +60,43 @@ async def claim(
         for rule in peer.allow
         if destinations.parse(rule["to"]).kind == "name" and rule["to"] not in known
     }
-    if not wanted:
+    patterned = [r["to"] for r in peer.allow if destinations.parse(r["to"]).kind == "pattern"]
+    if not wanted and not patterned:
         return peer
     _check(wanted)
-    if token.allow is None and token.kind != "delegation":  # that was compared with its parent
+    if (
+        wanted and token.allow is None and token.kind != "delegation"
+    ):  # that was compared with its parent
         raise terms.not_permitted(f"the host {min(wanted)}")
     connector = await connector_of(tx.connection, peer.workspace_id, now_ms())
     if connector is None or not control.connectors.connected(connector.id):
         raise unavailable(
             f"no egress connector of the workspace {peer.workspace_id} is connected, so "
-            f"{min(wanted)} cannot be reached; start `lattice egress` and try again"
+            f"{min([*wanted, *patterned])} cannot be reached; start `lattice egress` and try again"
         )
-    addresses = await _addresses(control, tx, peer.workspace_id, wanted, connector.id, taken)
+    addresses = await addresses_of(control, tx, peer.workspace_id, wanted, connector.id, taken)
     allow = [
         {**rule, "address": addresses[rule["to"]]} if rule["to"] in addresses else rule
         for rule in peer.allow
     ]
-    uses = [
+    if wanted:
+        await tx.connection.execute(insert(schema.name_uses), uses(peer, allow))
+    return replace(peer, allow=allow)
+
+
+def uses(peer: PeerRecord, rules: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that say which names an identity asks for."""
+    asked = {(rule["to"], rule["protocol"], rule["port"]) for rule in rules if "address" in rule}
+    return [
         {
             "peer_id": peer.id,
             "workspace_id": peer.workspace_id,
-            "name": rule["to"],
-            "protocol": rule["protocol"],
-            "port": rule["port"],
+            "name": name,
+            "protocol": protocol,
+            "port": port,
         }
-        for rule in allow
-        if "address" in rule
+        for name, protocol, port in sorted(asked)
     ]
-    await tx.connection.execute(insert(schema.name_uses), uses)
-    return replace(peer, allow=allow)
 
 
 def unavailable(detail: str) -> ApiProblem:
@@ -119,16 +127,16 @@ def _check(wanted: Collection[str]) -> None:
                 "in allow, or add the service first",
                 errors=[{"field": "allow", "message": f"no service is called {name}"}],
             )
-    if len(wanted) > NAMES_OF_AN_IDENTITY:
+    if len(wanted) > MOST_NAMES:
         raise ApiProblem(
             "invalid_request",
-            f"an identity may name {NAMES_OF_AN_IDENTITY} hosts in allow, and this names "
+            f"an identity may name {MOST_NAMES} hosts in allow, and this names "
             f"{len(wanted)}; use fewer",
-            errors=[{"field": "allow", "message": f"at most {NAMES_OF_AN_IDENTITY} host names"}],
+            errors=[{"field": "allow", "message": f"at most {MOST_NAMES} host names"}],
         )
 
 
-async def _addresses(
+async def addresses_of(
     control: ControlPlane,
     tx: Transaction,
     workspace: str,
@@ -136,6 +144,7 @@ async def _addresses(
     owner: str,
     taken: list[str],
 ) -> dict[str, str]:
+    """The addresses of these names; a name that has none gets one."""
     names = schema.names.c
     rows = await tx.connection.execute(
         select(names.name, names.address).where(
@@ -161,16 +170,16 @@ async def release(control: ControlPlane, tx: Transaction, peers: Sequence[PeerRe
     named = [peer.id for peer in peers if any("address" in rule for rule in peer.allow)]
     if not named:
         return set()
-    uses, names = schema.name_uses.c, schema.names.c
+    table, names = schema.name_uses.c, schema.names.c
     rows = await tx.connection.execute(
         delete(schema.name_uses)
-        .where(uses.peer_id.in_(named))
-        .returning(uses.workspace_id, uses.name)
+        .where(table.peer_id.in_(named))
+        .returning(table.workspace_id, table.name)
     )
     touched = {(row.workspace_id, row.name) for row in rows}
     still = await tx.connection.execute(
-        select(uses.workspace_id, uses.name)
-        .where(tuple_(uses.workspace_id, uses.name).in_(touched))
+        select(table.workspace_id, table.name)
+        .where(tuple_(table.workspace_id, table.name).in_(touched))
         .distinct()
     )
     over = touched - {(row.workspace_id, row.name) for row in still}
@@ -190,17 +199,17 @@ async def release(control: ControlPlane, tx: Transaction, peers: Sequence[PeerRe
 
 async def routes(connection: AsyncConnection, workspace: str) -> list[dict[str, Any]]:
     """What the egress connector of a workspace has to serve, as its engine takes it."""
-    names, uses = schema.names.c, schema.name_uses.c
+    names, table = schema.names.c, schema.name_uses.c
     rows = await connection.execute(
-        select(names.name, names.address, uses.protocol, uses.port)
+        select(names.name, names.address, table.protocol, table.port)
         .join_from(
             schema.names,
             schema.name_uses,
-            (names.workspace_id == uses.workspace_id) & (names.name == uses.name),
+            (names.workspace_id == table.workspace_id) & (names.name == table.name),
         )
         .where(names.workspace_id == workspace)
         .distinct()
-        .order_by(names.name, uses.protocol, uses.port)
+        .order_by(names.name, table.protocol, table.port)
     )
     found: dict[str, dict[str, Any]] = {}
     for row in rows:

@@ -257,11 +257,12 @@ def _destination(settings: ServerSettings, token: TokenRecord, rule: AllowRule, 
             errors=[{"field": field, "message": str(error)}],
         ) from None
     inside = to.kind in ("address", "network") and to.network.overlaps(settings.overlay)
-    if to.kind == "pattern" or (inside and not _of_peer(settings, to)):
+    if inside and not _of_peer(settings, to):
         raise ApiProblem(
             "invalid_request",
             f"allow takes addresses of peers in the overlay {settings.overlay}, addresses and "
-            f"networks that a connector advertises, and host names; {to.text} is none of these",
+            f"networks that a connector advertises, host names and patterns of them; {to.text} is "
+            "none of these",
             errors=[{"field": field, "message": f"not a peer address in {settings.overlay}"}],
         )
     if not _permitted(settings, token, to, rule):
@@ -280,9 +281,9 @@ def not_permitted(what: str, field: str = "allow") -> ApiProblem:
 
 
 def _of_peer(settings: ServerSettings, to: destinations.Destination) -> bool:
-    overlay, address = settings.overlay, to.network.network_address
-    if to.kind == "network":
+    if to.kind != "address":
         return False
+    overlay, address = settings.overlay, to.network.network_address
     reserved = (overlay.network_address, overlay.network_address + 1, overlay.broadcast_address)
     return address in overlay and address not in reserved
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from lattice_server import attenuation, policy, policy_cases
 from lattice_server.clock import now_ms
 from lattice_server.hub import PeerObject
 from lattice_server.presets import Presets, presets_of
@@ -15,10 +17,17 @@ from lattice_server.problems import ApiProblem
 from lattice_server.store import schema
 from lattice_server.store.database import Transaction
 from lattice_server.store.events import event
-from lattice_server.store.queries import live_agents, peer_objects, presets_of_workspace
+from lattice_server.store.queries import (
+    kin_of,
+    live_agents,
+    peer_objects,
+    presets_of_workspace,
+    services_of,
+)
+from lattice_server.store.records import EGRESS, PeerRecord, ServiceRecord
 
 if TYPE_CHECKING:
-    from lattice_server.api.policy import PolicyBody
+    from lattice_server.api.policy import PolicyBody, PolicyTestBody
     from lattice_server.control import ControlPlane
 
 
@@ -85,6 +94,54 @@ async def replace_policy(control: ControlPlane, workspace: str, body: PolicyBody
     if control.hub.stream is not None:
         await control.hub.wait(control.hub.revision, control.settings.delete_wait.total_seconds())
     return {"workspaceId": workspace, **complete(document)}
+
+
+async def try_cases(control: ControlPlane, workspace: str, body: PolicyTestBody) -> dict[str, Any]:
+    """Decide cases on the workspace as it is, or as the body proposes it to be.
+
+    Raises:
+        ApiProblem: ``unknown_workspace``, or ``service_not_found`` for a proposal to change one
+            that is not there.
+    """
+    async with control.database.read() as connection:
+        document = await policy_of(connection, workspace)
+        records = {s.name: s for s in await services_of(connection, workspace)}
+        agents = await live_agents(connection, workspace, None, now_ms())
+    if body.policy is not None:
+        document = body.policy.record()
+    for name, change in body.services.items():
+        if name not in records:
+            raise ApiProblem("service_not_found", f"the workspace has no service {name}")
+        records[name] = replace(records[name], **change.fields())
+    ground = _ground(records, agents, presets_of(document))
+    results = []
+    for case in body.cases:
+        told = case.model_dump(by_alias=True, mode="json")
+        verdict, why = None, ""
+        try:
+            verdict, why = policy_cases.decide(policy_cases.case_of(told), ground)
+        except ValueError as error:
+            why = str(error)
+        results.append({**told, "verdict": verdict, "passed": verdict == case.expect, "why": why})
+    failed = sum(not result["passed"] for result in results)
+    return {"results": results, "passed": len(results) - failed, "failed": failed}
+
+
+def _ground(
+    records: dict[str, ServiceRecord], agents: list[PeerRecord], presets: Presets
+) -> policy_cases.Ground:
+    state = policy.Workspace(
+        {name: record.rule() for name, record in records.items()},
+        {agent.id: agent.rule() for agent in agents},
+        presets,
+    )
+    kin = kin_of(agents, policy.compile_workspace(state))
+    return policy_cases.Ground(
+        state,
+        {agent.id: agent.name for agent in agents},
+        {agent.id: attenuation.bounded(agent.id, kin) for agent in agents},
+        any(record.kind == EGRESS for record in records.values()),
+    )
 
 
 async def _touched(

@@ -2,6 +2,7 @@
 
 from lattice_sdk.backends.base import (
     Isolation,
+    NameSource,
     Proxy,
     Revoke,
     Tunnel,
@@ -14,6 +15,7 @@ __all__ = [
     "WANTED",
     "Choice",
     "Isolation",
+    "NameSource",
     "Proxy",
     "Revoke",
     "Tunnel",

@@ -61,6 +61,21 @@ class Revoke:
 
 
 @dataclass(frozen=True)
+class NameSource:
+    """Where host names of patterns get their overlay addresses, for a part that is asked for them.
+
+    Attributes:
+        patterns: ``*.example.org``: what is below.
+        url: to ``POST`` a name to, with the token.
+    """
+
+    patterns: tuple[str, ...]
+    url: str
+    token: SecretStr = field(repr=False)
+    ca_file: str = ""
+
+
+@dataclass(frozen=True)
 class TunnelSpec:
     """What a tunnel is made of; a renewal makes a new one.
 
@@ -69,6 +84,7 @@ class TunnelSpec:
         config: its WireGuard configuration, complete; ``None`` where the server gave none.
         expires_in: seconds until the tunnel must be down; asked when it is needed.
         revoke: what to do when this process dies; ``None`` where the identity shall outlive it.
+        names: where names of patterns come from; ``None`` where there are no patterns.
         timeout: seconds until a tunnel that is not proven is given up.
         router: whether it takes flows for other addresses than its own.
         secret_files: where credentials are kept, which programs are not to see.
@@ -78,6 +94,7 @@ class TunnelSpec:
     config: WireGuardConfig | None
     expires_in: Callable[[], float]
     revoke: Revoke | None = None
+    names: NameSource | None = None
     timeout: float = 5.0
     router: bool = False
     secret_files: tuple[str, ...] = ()

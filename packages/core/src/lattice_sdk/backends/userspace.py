@@ -231,6 +231,13 @@ def changes(spec: TunnelSpec) -> dict[str, Any]:
         "hosts": identity.hosts,
         "policy": {"preset": identity.policy_preset, "grants": policy.grants(identity)},
     }
+    if spec.names is not None:
+        body["names"] = {
+            "patterns": list(spec.names.patterns),
+            "url": spec.names.url,
+            "headers": {"Authorization": f"Bearer {spec.names.token.get_secret_value()}"},
+            "caFile": spec.names.ca_file,
+        }
     if spec.revoke is not None:
         body["revoke"] = {
             "url": spec.revoke.url,

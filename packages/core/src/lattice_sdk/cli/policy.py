@@ -10,6 +10,7 @@ from urllib.parse import quote
 import typer
 
 from lattice_sdk.cli.output import Format, show_document, show_one
+from lattice_sdk.cli.parsing import parse_destination
 from lattice_sdk.cli.session import Session, Workspace, connected, needed_workspace
 
 policy = typer.Typer(
@@ -52,6 +53,86 @@ def set_policy(session: Session, file: File, workspace: Workspace = None) -> Non
     document = read_document(file)
     path = policy_path(session, workspace)
     show_one(session.run(lambda api: api.request("PUT", path, document)), session.output)
+
+
+@policy.command("test")
+@connected
+def try_policy(
+    session: Session,
+    file: Annotated[
+        Path, typer.Argument(metavar="CASES", help="YAML or JSON; - is standard input.")
+    ],
+    workspace: Workspace = None,
+    proposed: Annotated[
+        Path | None,
+        typer.Option("--policy", metavar="FILE", help="Decide by this policy instead."),
+    ] = None,
+) -> None:
+    """Check that a policy says what is expected; exit status 1 if it does not.
+
+    A case is `WHO reaches WHAT:PORT: allow` or `deny`. WHO is a preset or an
+    agent, WHAT a service, preset, agent, host name, address or network. The
+    workspace's services and agents are those that it has; the file may
+    propose `policy` and changes of `services`. Needs an admin token.
+
+    For example:
+
+      lattice policy test cases.yaml --workspace ws-prod-agents --policy policy.yaml
+    """
+    document = read_document(file)
+    unknown = sorted(document.keys() - {"cases", "policy", "services"})
+    if unknown or not document.get("cases"):
+        raise typer.BadParameter(f"{file} needs cases, and has no use for {', '.join(unknown)}")
+    body: dict[str, Any] = {"cases": [parse_case(case) for case in document["cases"]]}
+    body |= {name: document[name] for name in ("policy", "services") if document.get(name)}
+    if proposed is not None:
+        body["policy"] = read_document(proposed)
+    path = policy_path(session, workspace) + "/test"
+    done = session.run(lambda api: api.request("POST", path, body))
+    if session.output is Format.table:
+        for result in done["results"]:
+            if not result["passed"]:
+                typer.echo(f"FAILED {describe_case(result)}: {result['why']}")
+        typer.echo(f"{done['passed']} passed, {done['failed']} failed")
+    else:
+        show_document(done, session.output)
+    if done["failed"]:
+        raise typer.Exit(1)
+
+
+def parse_case(case: Any) -> dict[str, Any]:
+    """A case in either form: ``WHO reaches WHAT:PORT: allow``, or a mapping.
+
+    Raises:
+        typer.BadParameter: it is neither.
+    """
+    if isinstance(case, dict) and len(case) == 1:
+        ((text, expect),) = case.items()
+        who, separator, what = str(text).partition(" reaches ")
+        if separator:
+            return {"from": who.strip(), "expect": expect, **_target(what.strip())}
+    if not isinstance(case, dict) or not {"from", "to", "expect"} <= case.keys():
+        raise typer.BadParameter(
+            f"{case!r} is no case: write `sandboxed reaches github-tools:443: allow`"
+        )
+    allow = case.get("allow") or []
+    if not isinstance(allow, list):
+        raise typer.BadParameter(f"allow of {case!r} is no list")
+    read = dict(case) | {"allow": [parse_destination(str(text)) for text in allow]}
+    return read | _target(str(case["to"]))
+
+
+def _target(text: str) -> dict[str, Any]:
+    """``WHAT:PORT[/udp]``, where WHAT may begin with what it is."""
+    kind = next((k for k in ("service:", "preset:", "agent:") if text.startswith(k)), "")
+    found = parse_destination(text.removeprefix(kind))
+    return found | {"to": kind + found["to"]}
+
+
+def describe_case(case: dict[str, Any]) -> str:
+    """A case in words."""
+    protocol = "" if case["protocol"] == "tcp" else f"/{case['protocol']}"
+    return f"{case['from']} reaches {case['to']}:{case['port']}{protocol}: {case['expect']}"
 
 
 def policy_path(session: Session, workspace: str | None) -> str:

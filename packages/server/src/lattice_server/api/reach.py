@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
+from pydantic import Field
 
-from lattice_sdk.wire import Reach
+from lattice_sdk.wire import Reach, RequestModel, ServicePort, WireModel
+from lattice_server import patterns
 from lattice_server.access import authenticate
 from lattice_server.answers import reach_answer
 from lattice_server.api.common import Authorization, Control, problems
@@ -15,6 +19,34 @@ from lattice_server.presets import NOTHING
 from lattice_server.store.queries import peer_objects, presets_of_workspace, services_of
 
 router = APIRouter(tags=["enrollment"])
+
+
+class NameBody(RequestModel):
+    """Body of ``POST /api/v1/peers/{id}/names``."""
+
+    name: Annotated[str, Field(min_length=1, max_length=255)]
+
+
+class ServedName(WireModel):
+    """A host name and the overlay address that leads to it."""
+
+    name: str
+    address: str
+    ports: list[ServicePort]
+
+
+@router.post(
+    "/api/v1/peers/{peer_id}/names",
+    response_model=None,
+    summary="Have a name of a pattern served",
+    responses={200: {"model": ServedName}, **problems(400, 401, 403, 404, 410, 413, 422, 503)},
+)
+async def serve_name(
+    control: Control, peer_id: PeerId, body: NameBody, authorization: Authorization = None
+) -> Response:
+    """Give a host name that a pattern of the allow list covers its address. Bearer: its token."""
+    principal = await authenticate(control, authorization, "enrollment")
+    return JSONResponse(await patterns.serve_name(control, peer_id, principal, body.name))
 
 
 @router.get(

@@ -28,21 +28,21 @@ async def services_of(connection: AsyncConnection, workspace: str) -> list[Servi
 
 
 async def live_agents(
-    connection: AsyncConnection, workspace: str, presets: Collection[str], now: int
+    connection: AsyncConnection, workspace: str, presets: Collection[str] | None, now: int
 ) -> list[PeerRecord]:
-    """The living agents of a workspace that have one of these presets."""
-    if not presets:
-        return []
+    """The living agents of a workspace that have one of these presets; ``None`` is any."""
     peers = schema.peers.c
-    rows = await connection.execute(
-        select(schema.peers).where(
-            peers.workspace_id == workspace,
-            peers.state == "active",
-            peers.preset.in_(presets),
-            peers.kind == "agent",
-            peers.expires_at > now,
-        )
+    query = select(schema.peers).where(
+        peers.workspace_id == workspace,
+        peers.state == "active",
+        peers.kind == "agent",
+        peers.expires_at > now,
     )
+    if presets is not None:
+        if not presets:
+            return []
+        query = query.where(peers.preset.in_(presets))
+    rows = await connection.execute(query)
     return [PeerRecord.of(row) for row in rows]
 
 

@@ -68,8 +68,11 @@ class PeerRecord:
         return AgentRule(self.id, self.address, self.preset, frozenset(allow), frozenset(names))
 
     def asked(self) -> list[dict[str, Any]]:
-        """The allow list as it was asked for, without the addresses that its names got."""
-        return [{k: v for k, v in a.items() if k != "address"} for a in self.allow]
+        """The allow list as it was asked for, without the addresses that its names got.
+
+        What its patterns have been used for (``of``) was not asked for.
+        """
+        return [{k: v for k, v in a.items() if k != "address"} for a in self.allow if "of" not in a]
 
 
 @dataclass(frozen=True, slots=True)
