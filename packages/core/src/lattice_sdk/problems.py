@@ -61,6 +61,7 @@ _BY_CODE: dict[str, tuple[type[errors.LatticeError], str]] = {
         errors.NotPermitted,
         "Leave it out, or ask for a token that permits it (`lattice tokens create --allow`)",
     ),
+    "too_many_requests": (errors.ServerError, "Wait, and check that the token is good"),
     "gateway_unavailable": (errors.GatewayUnavailable, "Check that the gateway daemon runs"),
 }
 _BY_STATUS: dict[int, tuple[type[errors.LatticeError], str]] = {

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from lattice_server.control import ControlPlane
 
 
+FAILURES = frozenset(
+    {"invalid_token", "token_expired", "token_revoked", "token_used_up", "source_not_permitted"}
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who sends a request, as far as it says and the connection shows.
@@ -100,23 +105,44 @@ async def authenticate(
     """
     caller = caller or Caller(None)
     text = caller.bearer()
+    hashed = token_hash(text)
+    control.failures.check(caller.address, hashed)
+    try:
+        principal = await _recognise(
+            control, text, jwt="trust" in allowed, spent=spent, workspace=workspace
+        )
+        if principal.token is not None:
+            check_source(principal.token, caller.address)
+    except ApiProblem as problem:
+        if problem.code in FAILURES:
+            known = problem.code != "invalid_token"
+            control.failures.failed(caller.address, hashed, known=known)
+        raise
+    control.failures.passed(hashed)
+    if principal.kind not in allowed:
+        raise ApiProblem(
+            "forbidden",
+            f"this needs a token of kind {' or '.join(allowed)}, and this is {principal.kind}",
+        )
+    return principal
+
+
+async def _recognise(
+    control: ControlPlane, text: str, *, jwt: bool, spent: bool, workspace: str | None
+) -> Principal:
+    """Whose bearer it is, if it holds."""
     kind = token_kind(text)
-    principal = None
     if kind is not None:
         principal = await _owner(control, kind, text)
-    elif "trust" in allowed and workload.looks_like_jwt(text):
-        kind = "trust"
+    elif jwt and workload.looks_like_jwt(text):
         token, subject = await workload.recognise(control, text, workspace)
-        principal = Principal(kind, token=token, subject=subject)
-    if kind is None or principal is None:
+        principal = Principal("trust", token=token, subject=subject)
+    else:
+        principal = None
+    if principal is None:
         raise _invalid()
     if principal.token is not None:
         check_token(principal.token, now_ms(), spent=spent)
-        check_source(principal.token, caller.address)
-    if kind not in allowed:
-        raise ApiProblem(
-            "forbidden", f"this needs a token of kind {' or '.join(allowed)}, and this is {kind}"
-        )
     return principal
 
 

@@ -16,6 +16,7 @@ from lattice_server.connectors import Connectors
 from lattice_server.denials import Denials
 from lattice_server.hub import GatewayInfo, Hub
 from lattice_server.jwks import KeySets
+from lattice_server.limits import FailureGuard, Lanes
 from lattice_server.metrics import Metrics
 from lattice_server.problems import ApiProblem, gateway_unavailable
 from lattice_server.quarantine import Quarantine
@@ -39,6 +40,8 @@ class ControlPlane:
         self.connectors = Connectors()
         self.database = Database(settings.database_url)
         self.addresses = AddressPool(settings.overlay)
+        self.failures = FailureGuard(settings.auth_failures_per_minute)
+        self.lanes = Lanes()
         self.key_sets = KeySets(settings.issuer_ca_file)
         self.denials = Denials(self.database, self.events)
         self.quarantine = Quarantine(self)

@@ -104,16 +104,17 @@ async def enroll(
         ),
         subject=principal.subject,
     )
-    for attempt in range(3):
-        try:
-            done = await _commit_agent(control, token, peer, own_key=private is not None)
-            break
-        except IntegrityError:
-            # Another process on the same database was faster, or the pool was behind.
-            await control.reload_addresses()
-            if attempt == 2:
-                raise
-    await wait_or_undo(control, done, token, abandoned)
+    async with control.lanes.enter(f"{token.id} {principal.subject or ''}"):
+        for attempt in range(3):
+            try:
+                done = await _commit_agent(control, token, peer, own_key=private is not None)
+                break
+            except IntegrityError:
+                # Another process on the same database was faster, or the pool was behind.
+                await control.reload_addresses()
+                if attempt == 2:
+                    raise
+        await wait_or_undo(control, done, token, abandoned)
     control.metrics.enrollments.inc()
     return identity_answer(
         control.settings,

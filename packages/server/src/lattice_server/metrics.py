@@ -55,6 +55,11 @@ class Metrics:
             "lattice_denied_packets", "Packets of refused flows", registry=self.registry
         )
 
+        self.connections_refused = Counter(
+            "lattice_connections_refused",
+            "Connections beyond what there may be, of all or of one source",
+            registry=self.registry,
+        )
         self.quarantined = Counter(
             "lattice_quarantined", "Agents ended for too many denials", registry=self.registry
         )

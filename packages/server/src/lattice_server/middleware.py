@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,6 +18,8 @@ errors = logging.getLogger("lattice.errors")
 
 MAX_BODY_BYTES = 1024 * 1024
 BODY_SECONDS = 30.0
+# Of all requests that are read or served at a time; what they hold before anybody is known.
+MAX_HELD_BYTES = 128 * 1024 * 1024
 
 
 class Edge:
@@ -29,6 +32,7 @@ class Edge:
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -49,8 +53,9 @@ class Edge:
                 ]
             await send(message)
 
+        held = _Held(self)
         try:
-            await self._app(scope, await _with_body(scope, receive), timed_send)
+            await self._app(scope, await _with_body(scope, receive, held.add), timed_send)
         except ApiProblem as problem:
             self._metrics.refusals.labels(problem.code).inc()
             await problem.response()(scope, receive, timed_send)
@@ -64,6 +69,7 @@ class Edge:
             )
             await failure.response()(scope, receive, timed_send)
         finally:
+            held.release()
             client = scope.get("client") or ("-", 0)
             log.info(
                 "%s %s %s %s %.1f ms",
@@ -76,12 +82,39 @@ class Edge:
             )
 
 
-async def _with_body(scope: Scope, receive: Receive) -> Receive:
+class _Held:
+    """What one request holds of the bytes that all may hold."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge, self._bytes = edge, 0
+
+    def add(self, count: int) -> None:
+        """Take some.
+
+        Raises:
+            ApiProblem: ``overloaded``.
+        """
+        self._edge._held += count
+        self._bytes += count
+        if self._edge._held > MAX_HELD_BYTES:
+            raise ApiProblem(
+                "overloaded",
+                "the server holds as many requests as it can; try again later",
+                headers={"Retry-After": "5"},
+            )
+
+    def release(self) -> None:
+        """Give all of it back."""
+        self._edge._held -= self._bytes
+        self._bytes = 0
+
+
+async def _with_body(scope: Scope, receive: Receive, hold: Callable[[int], None]) -> Receive:
     """Read the body, and give the application a ``receive`` that hands it out.
 
     Raises:
-        ApiProblem: ``payload_too_large`` before more than the limit is kept, or
-            ``request_timeout``.
+        ApiProblem: ``payload_too_large`` before more than the limit is kept,
+            ``request_timeout`` or ``overloaded``.
     """
     length = chunked = None
     for name, value in scope["headers"]:
@@ -100,6 +133,7 @@ async def _with_body(scope: Scope, receive: Receive) -> Receive:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     break
+                hold(len(message.get("body", b"")))
                 body += message.get("body", b"")
                 if len(body) > MAX_BODY_BYTES:
                     raise _too_large()

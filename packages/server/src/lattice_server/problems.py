@@ -38,11 +38,13 @@ CODES: dict[str, int] = {
     "unknown_preset": 422,
     "invalid_ttl": 422,
     "invalid_public_key": 422,
+    "too_many_requests": 429,
     "internal_error": 500,
     "address_pool_exhausted": 503,
     "gateway_unavailable": 503,
     "egress_unavailable": 503,
     "issuer_unavailable": 503,
+    "overloaded": 503,
 }
 
 _SECRET = re.compile(r"lt-[A-Za-z0-9_-]{8,}")

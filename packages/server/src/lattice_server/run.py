@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lattice_server.app import create_app
 from lattice_server.bootstrap import StartError, only_server_of, prepare_directory
+from lattice_server.connections import (
+    MAX_HEADER_BYTES,
+    Gate,
+    ServingLoop,
+    allow_files,
+    guarded,
+)
 from lattice_server.control import ControlPlane
 from lattice_server.settings import ServerSettings
 
@@ -28,6 +36,7 @@ log = logging.getLogger("lattice.server")
 
 # With the stop of streams before it, this keeps a SIGTERM below two seconds.
 GRACE_SECONDS = 1
+OTHER_FILES = 256  # descriptors beside those of connections: database, listener, threads
 
 
 class ControlPlaneServer(uvicorn.Server):
@@ -57,11 +66,27 @@ class ControlPlaneServer(uvicorn.Server):
             yield
             return
         kept = {s: signal.signal(s, self.stop_on) for s in (signal.SIGTERM, signal.SIGINT)}
+        if self.config.is_ssl:
+            kept[signal.SIGHUP] = signal.signal(signal.SIGHUP, self.reload_tls)
         try:
             yield
         finally:
             for number, handler in kept.items():
                 signal.signal(number, handler)
+
+    def reload_tls(self, _number: int, _frame: FrameType | None) -> None:
+        """Read the certificate files anew, for connections from now on."""
+        config = self.config
+        assert config.ssl is not None  # noqa: S101 - else the signal is not taken
+        assert config.ssl_certfile is not None  # noqa: S101 - likewise
+        try:
+            # First where it does no harm: a certificate without its key would be half loaded.
+            for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), config.ssl):
+                context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+        except (OSError, ValueError) as error:
+            log.warning("the TLS files cannot be used, the former ones stay: %s", error)
+        else:
+            log.info("read the TLS files anew")
 
     def stop_on(self, _number: int, _frame: FrameType | None) -> None:
         """Stop at the next tick (a tenth of a second)."""
@@ -98,8 +123,12 @@ def _run(settings: ServerSettings, ready: Callable[[str], None]) -> None:
     # The database and its journal are nobody else's business, whatever the directory's mode.
     os.umask(0o077)
     prepare_directory(settings.data_dir)
-    with only_server_of(settings.data_dir), _listen(settings) as listener:
-        asyncio.run(_serve(settings, listener, ready))
+    with (
+        only_server_of(settings.data_dir),
+        _listen(settings) as listener,
+        asyncio.Runner(loop_factory=ServingLoop) as runner,
+    ):
+        runner.run(_serve(settings, listener, ready))
 
 
 def web_config(app: FastAPI, settings: ServerSettings, **options: Any) -> uvicorn.Config:
@@ -110,6 +139,14 @@ def web_config(app: FastAPI, settings: ServerSettings, **options: Any) -> uvicor
         settings: of the control plane.
         options: of :class:`uvicorn.Config`, instead of what is chosen here.
     """
+    control: ControlPlane = app.state.control
+    proxies = [str(network) for network in settings.trusted_proxies]
+    files = allow_files(settings.connections + OTHER_FILES)
+    gate = Gate(
+        min(settings.connections, max(16, files - OTHER_FILES)),
+        settings.connections_per_source,
+        proxies,
+    )
     chosen: dict[str, Any] = {
         "lifespan": "off",
         "ws": "websockets-sansio",
@@ -124,10 +161,14 @@ def web_config(app: FastAPI, settings: ServerSettings, **options: Any) -> uvicor
         "timeout_keep_alive": 75,
         "ssl_certfile": settings.tls_cert,
         "ssl_keyfile": settings.tls_key,
+        # Forward secrecy and authenticated encryption alone; TLS 1.3 has nothing else.
+        "ssl_ciphers": "ECDHE+AESGCM:ECDHE+CHACHA20",
+        "http": guarded(gate, control.metrics.connections_refused.inc),
+        "h11_max_incomplete_event_size": MAX_HEADER_BYTES,
         "backlog": 2048,
         # uvicorn believes the loopback address unless told otherwise, and a source is evidence.
-        "proxy_headers": bool(settings.trusted_proxies),
-        "forwarded_allow_ips": [str(network) for network in settings.trusted_proxies],
+        "proxy_headers": bool(proxies),
+        "forwarded_allow_ips": proxies,
     }
     return uvicorn.Config(app, **(chosen | options))
 

@@ -70,6 +70,10 @@ class ServerSettings(BaseSettings):
         webhook_url: where events are delivered to; nowhere when left out.
         webhook_secret_file: file with the secret that deliveries are signed with.
         webhook_events: types of events that are delivered, separated by commas; all when left out.
+        auth_failures_per_minute: how many failures to authenticate one source may have, and one
+            token that holds no more; zero switches it off.
+        connections: how many connections there may be at once.
+        connections_per_source: how many of one address, or of one IPv6 site.
         issuer_ca_file: certificate authorities of issuers of JWTs, PEM; the system's when left out.
         trusted_proxies: networks whose X-Forwarded-For is believed, separated by commas; nobody's
             when left out.
@@ -101,6 +105,9 @@ class ServerSettings(BaseSettings):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     insecure_http: bool = False
+    auth_failures_per_minute: Annotated[int, Field(ge=0)] = 60
+    connections: Annotated[int, Field(ge=16)] = 8192
+    connections_per_source: Annotated[int, Field(ge=1)] = 1024
     trusted_proxies: Networks = Field(default_factory=list)
     issuer_ca_file: Path | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -92,7 +92,8 @@ async def renew(
     ``ttl`` left out means what the identity had. A new ``publicKey`` rotates the key.
     """
     principal = await authenticate(control, authorization, "enrollment")
-    answer = await identities.renew(control, peer_id, principal, body or RenewRequest())
+    async with control.lanes.enter(peer_id):
+        answer = await identities.renew(control, peer_id, principal, body or RenewRequest())
     return JSONResponse(answer, headers=_NO_STORE)
 
 
@@ -114,7 +115,8 @@ async def delegate(
     The sub-agent has never more than the agent: preset, grants, services and life. It ends with it.
     """
     principal = await authenticate(control, authorization, "enrollment")
-    answer = await delegation.delegate(control, peer_id, principal, body)
+    async with control.lanes.enter(peer_id):
+        answer = await delegation.delegate(control, peer_id, principal, body)
     return JSONResponse(answer, status_code=201, headers=_NO_STORE)
 
 
@@ -133,7 +135,8 @@ async def delete_peer(
     Bearer: its enrollment token or that of an agent it comes from, its workspace's, or admin.
     """
     principal = await authenticate(control, authorization, "enrollment", "workspace", "admin")
-    await identities.remove(control, peer_id, principal)
+    async with control.lanes.enter(peer_id):
+        await identities.remove(control, peer_id, principal)
     return Response(status_code=204)
 
 

@@ -241,9 +241,11 @@ async def connect_service(
     """
     principal = await authenticate(control, authorization, "service", "admin")
     body = body or Connect()
-    answer: dict[str, Any] = await identities.connect_service(
-        control, principal, await _service_workspace(control, principal, name, body), name, body
-    )
+    workspace = await _service_workspace(control, principal, name, body)
+    async with control.lanes.enter(principal.granted().id):
+        answer: dict[str, Any] = await identities.connect_service(
+            control, principal, workspace, name, body
+        )
     return JSONResponse(answer, status_code=201, headers=_NO_STORE)
 
 
