@@ -7,7 +7,7 @@ STATICCHECK := v0.8.2
 # The race detector needs a C compiler; without one the tests run all the same.
 GO_RACE := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: help setup environments demo test lint format docs wheels image lock clean
+.PHONY: help setup environments demo test test-pods lint format docs wheels image lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -22,14 +22,17 @@ environments: setup ## a virtual environment for each AutoGen, for its tests; do
 demo: setup ## the whole story on this machine, without root
 	@$(BIN)/lattice demo
 
-test: environments ## every Python and Go test
+test: environments ## every Python and Go test, but those of whole pods
 	cd packages/engine && $$(../../scripts/bootstrap.sh go) test $(GO_RACE) ./...
-	$(BIN)/pytest
+	$(BIN)/pytest -m 'not pods'
 	@for extra in $(AUTOGEN); do \
 		echo "AutoGen, $$extra:"; \
 		.venvs/autogen-$$extra/bin/pytest packages/autogen/tests/test_autogen_$${extra%%-*}*.py \
 			$$(ls tests/*/test_autogen_$${extra}*.py 2>/dev/null) || exit 1; \
 	done
+
+test-pods: setup ## whole pods under podman; needs what tests/k8s names, and root
+	$(BIN)/pytest -m pods tests/k8s
 
 lint: environments ## formatting, ruff, mypy (strict), gofmt, go vet, staticcheck
 	$(BIN)/ruff format --check conftest.py packages scripts tests benchmarks examples

@@ -17,7 +17,7 @@ from support.node import NODE_IP, Node
 from support.pods import InitError, Pod
 from support.waiting import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.pods, pytest.mark.slow, pytest.mark.timeout(240)]
 
 GONE_WITHIN = 2.0  # seconds, as the issue states it; measured from the agent's end
 
