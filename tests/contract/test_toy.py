@@ -40,9 +40,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     directory = tmp_path_factory.mktemp("broken")
     tests = [
         "import pytest",
-        "from lattice_sdk.testing import contract",
+        "from lattice_sdk.testing import base, contract",
         "from support import broken",
-        f"contract.PATIENCE = {PATIENCE}",
+        f"base.PATIENCE = {PATIENCE}",
         "class Contract(contract.AdapterContract):",
         "    @pytest.fixture(autouse=True)",
         "    def _cleaned(self, _watched):",

@@ -15,16 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
-import signal
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pytest
 
@@ -38,55 +33,26 @@ from lattice_sdk.errors import (
     Refused,
     ServerUnreachable,
 )
-from lattice_sdk.testing.adapter import Adapter, Capability
+from lattice_sdk.testing import base
+from lattice_sdk.testing.adapter import Capability
+from lattice_sdk.testing.base import Seen, WorkError, invariant, look, needs, wait_for
+from lattice_sdk.testing.exits import ExitContract
 from lattice_sdk.testing.gate import Gate
-from lattice_sdk.testing.leftovers import Leftovers, alive, descendants
+from lattice_sdk.testing.leftovers import descendants
 from lattice_sdk.testing.program import GRANTED_URL
-from lattice_sdk.testing.running import Program, arguments, environment
+from lattice_sdk.testing.running import arguments, environment
 from lattice_sdk.testing.world import World
 
 __all__ = ["AdapterContract"]
 
 T = TypeVar("T")
-invariant = pytest.mark.lattice_invariant
-needs = pytest.mark.lattice_capability
-PATIENCE = 20.0  # seconds
 SHORT_TTL = "2s"
-# Seconds; the stated bounds are 0.25 around expiry and 2 after a kill, here with ample slack.
-CUT_SLACK = 1.0
-GONE_WITHIN = 5.0
-REFUSED_WITHIN = 5.0
+CUT_SLACK = 1.0  # seconds; the stated bound is 0.25 around expiry, here with ample slack
+REFUSED_WITHIN = 5.0  # seconds
 
 
-class WorkError(Exception):
-    """What work fails with."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What work saw of its agent."""
-
-    peer: str
-    address: str
-    client: str
-    engine: int
-    known: bool
-
-
-class AdapterContract:
+class AdapterContract(ExitContract):
     """Subclass it with ``adapter``; see the module."""
-
-    adapter: ClassVar[type[Adapter]]
-    _leftovers: Leftovers
-
-    @pytest.fixture(autouse=True)
-    def _watched(self, lattice_world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        """What this process makes from now on has to be gone when an agent has left."""
-        with tempfile.TemporaryDirectory(prefix="lc-") as directory:
-            monkeypatch.setenv("TMPDIR", directory)
-            monkeypatch.setattr(tempfile, "tempdir", directory)
-            self._leftovers = Leftovers(Path(directory))
-            yield
 
     # 1. Entering gives a live identity, whose address a granted service sees.
 
@@ -171,101 +137,7 @@ class AdapterContract:
 
         wait_for("the denied flow to be in the event log", recorded)
 
-    # 3. After leaving, by whatever road, nothing is left.
-
-    @invariant(3)
-    def test_return_leaves_nothing(self, lattice_world: World) -> None:
-        """The ordinary end."""
-        self._nothing_left(
-            lattice_world, self._run(lattice_world, lambda agent: look(lattice_world, agent))
-        )
-
-    @invariant(3)
-    def test_exception_leaves_nothing(self, lattice_world: World) -> None:
-        """Work that raises."""
-        seen: list[Seen] = []
-
-        def work(agent: LatticeAgent) -> None:
-            seen.append(look(lattice_world, agent))
-            raise WorkError("on purpose")
-
-        with contextlib.suppress(Exception):
-            self._run(lattice_world, work)
-        self._nothing_left(lattice_world, *seen)
-
-    @invariant(3)
-    @needs(Capability.ASYNC)
-    def test_cancellation_leaves_nothing(self, lattice_world: World) -> None:
-        """A task that is cancelled in the middle of its work."""
-
-        async def main() -> Seen:
-            seen: asyncio.Future[Seen] = asyncio.get_running_loop().create_future()
-
-            async def work(agent: LatticeAgent) -> None:
-                self._leftovers.note()
-                seen.set_result(await asyncio.to_thread(look, lattice_world, agent))
-                await asyncio.Event().wait()
-
-            task = asyncio.create_task(self.adapter().arun(lattice_world.settings(), work))
-            waited: set[asyncio.Future[Any]] = {task, seen}
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            return seen.result()
-
-        self._nothing_left(lattice_world, asyncio.run(main()))
-
-    @invariant(3)
-    @needs(Capability.HOLD)
-    def test_forgetting_leaves_nothing(self, lattice_world: World) -> None:
-        """Garbage collection of what was never left."""
-        held, agent = self.adapter().hold(lattice_world.settings())
-        seen = look(lattice_world, agent())
-        self._leftovers.note()
-        del held, agent
-        gc.collect()
-        self._nothing_left(lattice_world, seen)
-
-    @invariant(3)
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-    def test_signal_leaves_nothing(self, lattice_world: World, number: signal.Signals) -> None:
-        """A process that is ended while it works."""
-        with self._program(lattice_world, "wait") as program:
-            line = self._line(program)
-            program.process.send_signal(number)
-            # The process itself may linger: Python waits for threads after SIGINT, and work may be
-            # in one. The identity does not.
-            self._program_left_nothing(lattice_world, program, line)
-            if number != signal.SIGINT:
-                assert program.process.wait(PATIENCE) == -number
-
-    @invariant(3)
-    def test_interpreter_exit_during_work_leaves_nothing(self, lattice_world: World) -> None:
-        """A program whose main thread ends while an agent works in another one."""
-        with self._program(lattice_world, "exit") as program:
-            line = self._line(program)
-            assert program.process.wait(PATIENCE) == 0, program.errors()
-            self._program_left_nothing(lattice_world, program, line)
-
-    @invariant(3)
-    @needs(Capability.HOLD)
-    def test_interpreter_exit_leaves_nothing(self, lattice_world: World) -> None:
-        """A program that ends without leaving."""
-        with self._program(lattice_world, "hold") as program:
-            line = self._line(program)
-            assert program.process.wait(PATIENCE) == 0, program.errors()
-            self._program_left_nothing(lattice_world, program, line)
-
-    @invariant(3)
-    def test_forked_child_takes_nothing_along(self, lattice_world: World) -> None:
-        """The end of a forked child does not end its parent's identity."""
-        with self._program(lattice_world, "fork") as program:
-            before, after = self._line(program), self._line(program)
-            assert after == before
-            assert after["client"] == after["address"]
-            assert program.process.wait(PATIENCE) == 0, program.errors()
-            self._program_left_nothing(lattice_world, program, after)
+    # 3. After leaving, by whatever road, nothing is left: in exits.py.
 
     # 4. Longer than the TTL is no problem; without renewals the network ends at expiry.
 
@@ -290,7 +162,7 @@ class AdapterContract:
             gate.close()
             stream = agent.connect("github-tools.lattice", 80)
             with stream:
-                stream.settimeout(PATIENCE)
+                stream.settimeout(base.PATIENCE)
                 stream.sendall(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
                 last = time.monotonic()
                 with contextlib.suppress(OSError):
@@ -347,14 +219,14 @@ class AdapterContract:
 
         def work_of(number: int) -> Callable[[LatticeAgent], None]:
             def work(agent: LatticeAgent) -> None:
-                meeting.wait(PATIENCE)
+                meeting.wait(base.PATIENCE)
                 seen[number] = look(lattice_world, agent), agent.proxy_env()["HTTP_PROXY"]
-                meeting.wait(PATIENCE)
+                meeting.wait(base.PATIENCE)
                 mine, other = (httpx.URL(seen[who][1]) for who in (number, 1 - number))
                 stolen = str(mine.copy_with(userinfo=other.userinfo))
                 with httpx.Client(proxy=stolen) as http:
                     assert http.get(GRANTED_URL).status_code == 407
-                meeting.wait(PATIENCE)
+                meeting.wait(base.PATIENCE)
 
             return work
 
@@ -390,7 +262,7 @@ class AdapterContract:
             assert children, "there is no engine to look at"
             public = arguments(program.process.pid)
             public += "".join(arguments(pid) + environment(pid) for pid in children)
-            output, errors = program.process.communicate("\n", timeout=PATIENCE)
+            output, errors = program.process.communicate("\n", timeout=base.PATIENCE)
         told = public + program.told + output + errors
         assert "fails" in told, "the work's failure was swallowed"
         assert not [secret for secret in secrets if secret and secret in told]
@@ -420,75 +292,3 @@ class AdapterContract:
             self._run(lattice_world, lambda _: work())
         assert under.value.args == bare.value.args
         assert type(under.value) is type(bare.value)
-
-    def _run(self, world: World, work: Callable[[LatticeAgent], T], **changes: Any) -> T:
-        def noted(agent: LatticeAgent) -> T:
-            self._leftovers.note()
-            try:
-                return work(agent)
-            finally:
-                self._leftovers.note()
-
-        return self.adapter().run(world.settings(**changes), noted)
-
-    @contextlib.contextmanager
-    def _program(self, world: World, mode: str) -> Iterator[Program]:
-        with tempfile.TemporaryDirectory(prefix="contract-", dir="/tmp") as name:
-            program = Program(self.adapter, world, mode, Path(name))
-            try:
-                yield program
-            finally:
-                program.process.kill()
-                program.process.communicate()
-
-    def _line(self, program: Program) -> dict[str, Any]:
-        line = program.line()
-        self._leftovers.note(program.process.pid)
-        return line
-
-    def _nothing_left(self, world: World, *seen: Seen) -> None:
-        assert seen, "the work did not run"
-        for one in seen:
-            _wait_until_gone(world, one.peer, one.engine)
-        self._nothing_left_here()
-
-    def _nothing_left_here(self) -> None:
-        wait_for("nothing to be left", lambda: not self._leftovers.found(), self._leftovers.found)
-
-    def _program_left_nothing(self, world: World, program: Program, line: dict[str, Any]) -> None:
-        _wait_until_gone(world, line["peer"], line["engine"])
-        left = self._leftovers.of_program
-        wait_for("nothing of the program to be left", lambda: not left(), left)
-        files = program.temporary.rglob
-        wait_for("its files to be removed", lambda: not [*files("*")], lambda: [*files("*")])
-
-
-def look(world: World, agent: LatticeAgent) -> Seen:
-    """Use the network once."""
-    with agent.http_client() as http:
-        client = str(http.get(GRANTED_URL).raise_for_status().json()["client"])
-    known = agent.peer_id in world.peers() and agent.peer_id in world.gateway_peers()
-    return Seen(agent.peer_id, agent.overlay_ip, client, agent.engine_pid or 0, known)
-
-
-def wait_for(
-    what: str, condition: Callable[[], object], instead: Callable[[], object] | None = None
-) -> None:
-    """Poll until it is so; ``instead`` says what is there instead.
-
-    Raises:
-        AssertionError: it is not so in time.
-    """
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            there = f"; there is: {instead()}" if instead else ""
-            raise AssertionError(f"not within {PATIENCE:.0f} s: {what}{there}")
-        time.sleep(0.01)
-
-
-def _wait_until_gone(world: World, peer: str, engine: int) -> None:
-    began = time.monotonic()
-    wait_for(f"{peer} to be gone", lambda: not world.knows(peer))
-    assert time.monotonic() - began < GONE_WITHIN
-    wait_for("the engine to end", lambda: not alive(engine))

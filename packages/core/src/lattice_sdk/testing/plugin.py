@@ -15,7 +15,9 @@ from lattice_sdk.testing.world import World, start_world
 __all__ = ["lattice_world"]
 
 # The suite's assertions are not in a test file; without this they would not say what they saw.
-pytest.register_assert_rewrite("lattice_sdk.testing.contract")
+pytest.register_assert_rewrite(
+    *(f"lattice_sdk.testing.{name}" for name in ("base", "contract", "exits"))
+)
 
 INVARIANTS = range(1, 9)
 _RESULTS: pytest.StashKey[defaultdict[str, defaultdict[int, list[bool]]]] = pytest.StashKey()
