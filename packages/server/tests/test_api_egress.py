@@ -484,3 +484,25 @@ def test_a_sub_agent_reaches_those_of_its_parents_names_that_it_was_given(
         assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
         plane.call("DELETE", f"/api/v1/peers/{parent['peerId']}", parent["enrollmentToken"])
         assert "routes" not in gateway.peers[connector.peer]
+
+
+def test_a_sub_agent_may_name_a_host_that_its_parents_pattern_covers(
+    plane: Any, gateway: Any, egress: Any
+) -> None:
+    token = permitting(plane, "ws", {"to": "*.example.org"})
+    with egress("ws"):
+        parent = plane.enrolled(token, **asks("*.example.org"))
+
+        def delegated(host: str) -> Any:
+            path = f"/api/v1/agents/{parent['peerId']}/delegate"
+            body = {"subAgentName": "sub", **asks(host)}
+            return plane.call("POST", path, parent["enrollmentToken"], json=body)
+
+        secret = delegated("files.example.org").json()["enrollmentToken"]
+        sub = plane.enrolled(secret, "sub")
+        (service,) = sub["services"]
+        assert service["hostnames"] == ["files.example.org"]
+        assert gateway.peers[sub["peerId"]]["grants"] == [
+            {"to": service["address"], "protocol": "tcp", "port": 443}
+        ]
+        assert delegated("example.org").json()["code"] == "forbidden"

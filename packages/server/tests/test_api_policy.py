@@ -287,3 +287,51 @@ def test_a_preset_that_is_delegated_is_no_wider_than_the_parents(plane: Any, gat
     # What the parent loses, the sub-agent has lost too.
     set_presets(plane, clerk={"egress": ["services"]}, auditor={"egress": ["service:payroll"]})
     assert grants(gateway, sub) == set()
+
+
+def sub_agent(plane: Any, parent: dict[str, Any], **body: Any) -> dict[str, Any]:
+    path = f"/api/v1/agents/{parent['peerId']}/delegate"
+    answer = plane.call(
+        "POST", path, parent["enrollmentToken"], json={"subAgentName": "sub", **body}
+    )
+    assert answer.status_code == 201, answer.text
+    return dict(plane.enrolled(answer.json()["enrollmentToken"], "sub"))
+
+
+def test_a_sub_agent_may_have_an_address_of_its_parents_network(plane: Any, gateway: Any) -> None:
+    plane.workspace("ws")
+    advertise(plane, "10.0.7.0/24")
+    permits = [{"to": "10.0.7.0/24"}]
+    token = plane.token(kind="workspace", workspaceId="ws", allow=permits)
+    network = [{"to": "10.0.7.0/25", "port": 5432}]
+    parent = plane.enrolled(token, policyPreset="isolated", allow=network)
+    one = [{"to": "10.0.7.5", "port": 5432}]
+    sub = sub_agent(plane, parent, allow=one)
+    assert grants(gateway, sub) == {("10.0.7.5", "tcp", 5432)}
+    for to, port in (("10.0.7.200", 5432), ("10.0.7.5", 22), ("10.0.7.0/24", 5432)):
+        path = f"/api/v1/agents/{parent['peerId']}/delegate"
+        body = {"subAgentName": "sub", "allow": [{"to": to, "port": port}]}
+        answer = plane.call("POST", path, parent["enrollmentToken"], json=body)
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), to
+
+
+def test_a_preset_that_is_changed_under_a_sub_agent_opens_nothing_to_it(
+    plane: Any, gateway: Any
+) -> None:
+    """A sub-agent accepts agents where all that it comes from do, whenever its preset was made."""
+    plane.workspace("ws")
+    set_presets(plane, lead={"egress": ["agents"]}, helper={"egress": []})
+    token = plane.token(kind="workspace", workspaceId="ws", presets=["lead", "coordinator"])
+    lead = plane.enrolled(token, "lead", policyPreset="lead")
+    caller = plane.enrolled(token, "caller", policyPreset="coordinator")
+    sub = sub_agent(plane, lead, policyPreset="helper")
+    wide = {"egress": [], "ingress": ["agents"]}
+    set_presets(plane, lead={"egress": ["agents"]}, helper=wide)
+    address = sub["overlayIP"].removesuffix("/32")
+    assert address not in {to for to, _, _ in grants(gateway, caller)}
+    # A gateway that connects anew is told the same, and where the line accepts the sub-agent does.
+    gateway.close()
+    again = plane.gateway()
+    assert address not in {grant["to"] for grant in again.peers[caller["peerId"]]["grants"]}
+    set_presets(plane, lead={"egress": ["agents"], "ingress": ["agents"]}, helper=wide)
+    assert address in {grant["to"] for grant in again.peers[caller["peerId"]]["grants"]}

@@ -337,6 +337,22 @@ def test_limits_of_a_trust_are_those_of_a_token(plane: Any, gateway: Any, issuer
     assert code(plane.enroll(issuer.token(), "code-4")) == (401, "invalid_token")
 
 
+def test_allow_list_of_a_workload_is_held_to_its_trust(
+    plane: Any, gateway: Any, issuer: Issuer
+) -> None:
+    permits = [{"to": "10.96.0.0/16", "port": 443}]
+    made = trust(plane, issuer, allow=permits)
+    assert made["allow"] == permits
+    payroll = plane.service("ws", "payroll", 443, designated=False)
+
+    def enroll(port: int) -> Any:
+        allow = [{"to": payroll["address"], "port": port}]
+        return plane.enroll(issuer.token(), policyPreset="isolated", allow=allow)
+
+    assert [service["name"] for service in enroll(443).json()["services"]] == ["payroll"]
+    assert code(enroll(80)) == (403, "destination_not_permitted")
+
+
 def test_workload_takes_no_identity_of_another_subject(
     plane: Any, gateway: Any, issuer: Issuer, key: Callable[[], str]
 ) -> None:

@@ -65,18 +65,28 @@ def _network(text: str) -> IPv4Network | IPv6Network | None:
 
 @dataclass(frozen=True, slots=True)
 class Kin:
-    """An agent of a line of delegations, with the grants of its own preset."""
+    """An agent of a line of delegations.
+
+    Attributes:
+        address: its own.
+        parent: who delegated to it.
+        grants: those of its own preset.
+        asked: its allow list, where the preset takes one; a host name's rule has its ``address``.
+    """
 
     address: str
     parent: str | None
     grants: tuple[Grant, ...]
+    asked: tuple[Mapping[str, Any], ...] = ()
 
 
 def bounded(who: str, kin: Mapping[str, Kin]) -> tuple[Grant, ...]:
     """The grants of an agent, cut to those of everybody it descends from.
 
     Nobody has a grant to itself, yet a sub-agent may call back those that it comes from, where
-    both presets say so: a grant to an ancestor counts as covered by that ancestor.
+    both presets say so: a grant to an ancestor counts as covered by that ancestor. And a host name
+    counts as covered where the ancestor's list covers the name, whether or not it has asked for
+    that very name itself.
 
     Args:
         who: its id.
@@ -86,13 +96,19 @@ def bounded(who: str, kin: Mapping[str, Kin]) -> tuple[Grant, ...]:
     one = kin.get(who)
     if one is None:
         return ()
-    grants = one.grants
-    while one.parent is not None:
-        parent = kin.get(one.parent)
+    grants, above = one.grants, one.parent
+    named = {
+        Grant(rule["address"], rule["protocol"], rule["port"]): rule
+        for rule in one.asked
+        if "address" in rule
+    }
+    while above is not None:
+        parent = kin.get(above)
         if parent is None:
             return ()
-        grants = within(grants, parent.grants, parent.address)
-        one = parent
+        covered = set(within(grants, parent.grants, parent.address))
+        covered |= {g for g in grants if g in named and allow_within([named[g]], parent.asked)}
+        grants, above = tuple(grant for grant in grants if grant in covered), parent.parent
     return grants
 
 
@@ -107,8 +123,17 @@ def within(
         itself: the parent's own address.
     """
     limits = set(ceiling)
+    networks = [limit for limit in limits if "/" in limit.to]
     return tuple(
         grant
         for grant in grants
-        if grant in limits or grant.to == itself or Grant(grant.to, "any", ANY_PORT) in limits
+        if grant in limits
+        or grant.to == itself
+        or Grant(grant.to, "any", ANY_PORT) in limits
+        or any(_inside(grant, network) for network in networks)
     )
+
+
+def _inside(grant: Grant, network: Grant) -> bool:
+    same = (grant.protocol, grant.port) == (network.protocol, network.port)
+    return same and _destination_within(grant.to, network.to)

@@ -10,6 +10,7 @@ import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from lattice_server.access import same_secret
 from lattice_server.clock import now_ms
 
 # Between two questions of a connector that is well there is hardly any time.
@@ -65,7 +66,7 @@ class Connectors:
             timeout: seconds to wait at most.
         """
         seat = self._seats.get(peer_id)
-        if seat is None or seat.token_hash != token_hash:
+        if seat is None or not same_secret(seat.token_hash, token_hash):
             self.forget(peer_id)
             seat = self._seats[peer_id] = _Seat(token_hash)
         if applied is not None and applied <= self.revision(workspace):

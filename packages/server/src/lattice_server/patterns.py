@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import insert
 
 from lattice_server import destinations, names
-from lattice_server.access import Principal, check_alive, peer_not_found
+from lattice_server.access import Principal, check_alive, peer_not_found, same_secret
 from lattice_server.clock import now_ms
 from lattice_server.problems import ApiProblem, gateway_unavailable
 from lattice_server.publication import store
@@ -43,7 +43,7 @@ async def serve_name(
     revisions = {"gateway": 0, "connector": 0}
     async with control.database.write() as tx:
         peer = await peer_by_id(tx.connection, peer_id)
-        if peer is None or peer.token_hash != principal.peer.token_hash:
+        if peer is None or not same_secret(peer.token_hash, principal.peer.token_hash):
             raise peer_not_found(peer_id)
         check_alive(peer, now_ms())
         line = [peer, *await ancestors(tx.connection, [peer])]

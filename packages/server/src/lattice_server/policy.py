@@ -50,6 +50,7 @@ class AgentRule:
     Attributes:
         allow: what it asked for, by address, network or a service's host name.
         names: what it asked for by other host names, at the addresses that they got.
+        parent: the agent that delegated to it.
     """
 
     id: str
@@ -57,6 +58,7 @@ class AgentRule:
     preset: str
     allow: frozenset[Grant] = frozenset()
     names: frozenset[Grant] = frozenset()
+    parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,19 @@ def compile_workspace(workspace: Workspace) -> dict[str, tuple[Grant, ...]]:
 
 
 def accepting(agents: Iterable[AgentRule], presets: Presets) -> Iterable[AgentRule]:
-    """Those agents that accept agents of their workspace."""
-    return (peer for peer in agents if presets.get(peer.preset, NOTHING).accepts_agents)
+    """Those agents that accept agents of their workspace.
+
+    A sub-agent does where all that it comes from do, whatever its preset was changed to since.
+    """
+    willing = {a.id: a for a in agents if presets.get(a.preset, NOTHING).accepts_agents}
+
+    def line_accepts(agent: AgentRule) -> bool:
+        if agent.parent is None:
+            return True
+        parent = willing.get(agent.parent)
+        return parent is not None and line_accepts(parent)
+
+    return [agent for agent in willing.values() if line_accepts(agent)]
 
 
 def accepting_presets(presets: Presets) -> frozenset[str]:
@@ -156,7 +169,8 @@ def affected(
         presets: of the workspace.
     """
     services = (change,) if isinstance(change, ServiceRule) else ()
-    others = (change,) if isinstance(change, AgentRule) else ()
+    # Without its line, which may keep it from accepting: then too many are named, and nobody lacks.
+    others = (replace(change, parent=None),) if isinstance(change, AgentRule) else ()
     # Names are reached whatever comes or goes. All other grants depend on their source and their
     # destination only, so alone with the change is enough.
     return [

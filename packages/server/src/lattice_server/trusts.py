@@ -33,6 +33,7 @@ async def create(control: ControlPlane, body: TrustBody) -> dict[str, Any]:
         service=None,
         presets=body.presets,
         allow_isolated=body.allow_isolated,
+        allow=None if body.allow is None else [rule.record() for rule in body.allow],
         max_ttl=tokens.in_ms(body.max_ttl),
         max_lifetime=tokens.in_ms(body.max_lifetime),
         uses=body.uses,

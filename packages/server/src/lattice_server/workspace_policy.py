@@ -135,7 +135,7 @@ def _ground(
         {agent.id: agent.rule() for agent in agents},
         presets,
     )
-    kin = kin_of(agents, policy.compile_workspace(state))
+    kin = kin_of(agents, policy.compile_workspace(state), state.presets)
     return policy_cases.Ground(
         state,
         {agent.id: agent.name for agent in agents},

@@ -9,6 +9,7 @@ import typer
 
 from lattice_sdk.cli.output import Format, show_list, show_one
 from lattice_sdk.cli.paging import every
+from lattice_sdk.cli.parsing import parse_permit
 from lattice_sdk.cli.session import Session, Workspace, connected, needed_workspace
 
 trusts = typer.Typer(no_args_is_help=True, help="Trusts: whose JWTs may enroll, instead of tokens.")
@@ -59,6 +60,13 @@ def add_trust(
     max_lifetime: Annotated[
         str | None, typer.Option(metavar="24h", help="Longest life with renewals.")
     ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST[:PORT[/udp]]",
+            help="Permit allow lists that hold this, as for tokens; may be repeated.",
+        ),
+    ] = None,
     agent_type: Annotated[
         list[str] | None,
         typer.Option(metavar="TYPE", help="Allowed agent type, code-*; may be repeated."),
@@ -97,6 +105,7 @@ def add_trust(
         "presets": preset or None,
         "maxTTL": max_ttl,
         "maxLifetime": max_lifetime,
+        "allow": [parse_permit(text) for text in allow] if allow else None,
         "agentTypes": agent_type or None,
         "sources": source or None,
         "delegationDepth": delegation_depth,

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from lattice_sdk.wire import Port, Protocol, RequestModel, WireModel
 from lattice_server import names, workspace_policy
-from lattice_server.access import Principal, authenticate, peer_not_found
+from lattice_server.access import Principal, authenticate, peer_not_found, same_secret
 from lattice_server.api.common import Authorization, Control, problems
 from lattice_server.clock import now_ms
 from lattice_server.control import ControlPlane
@@ -151,7 +151,7 @@ async def _connector(control: ControlPlane, principal: Principal, peer_id: str) 
         raise peer_not_found(peer_id)
     async with control.database.read() as connection:
         peer = await peer_by_id(connection, peer_id)
-    if peer is None or peer.token_hash != own.token_hash or not peer.alive(now_ms()):
+    if peer is None or not same_secret(peer.token_hash, own.token_hash) or not peer.alive(now_ms()):
         raise peer_not_found(peer_id)
     if peer.kind != "service" or peer.agent_type != EGRESS:
         raise ApiProblem("forbidden", f"the peer {peer_id} is no egress connector")

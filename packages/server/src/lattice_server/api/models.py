@@ -200,6 +200,7 @@ class TrustBody(RequestModel):
     uses: Annotated[int, Field(ge=1, le=10**9, strict=True)] | None = None
     expires_in: PositiveDuration | None = None
     allow_isolated: Annotated[bool, Field(strict=True)] = False
+    allow: Annotated[list[PermitBody], Field(max_length=1000)] | None = None
     agent_types: AgentTypes | None = None
     sources: Sources | None = None
     delegation_depth: Depth | None = None
@@ -230,6 +231,7 @@ class Trust(WireModel):
     uses: int | None
     used: int
     allow_isolated: bool
+    allow: list[PermitBody] | None = None
     agent_types: list[str] | None
     sources: list[str] | None
     delegation_depth: int | None

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lattice_server import attenuation, policy
 from lattice_server.hub import PeerObject
-from lattice_server.presets import BUILT_IN, Presets, presets_of
+from lattice_server.presets import BUILT_IN, NOTHING, Presets, presets_of
 from lattice_server.store import schema
 from lattice_server.store.records import EGRESS, NETWORK, SERVICE, PeerRecord, ServiceRecord
 
@@ -165,7 +165,7 @@ async def peer_objects(
     routes = await routes_of(connection, workspace, peers)
     line = [*agents, *await ancestors(connection, agents)]
     compiled = {p.id: policy.compile_grants(p.rule(), rules, reachable, presets) for p in line}
-    kin = kin_of(line, compiled)
+    kin = kin_of(line, compiled, presets)
     return [
         peer_object(peer, attenuation.bounded(peer.id, kin), routes.get(peer.id, ()))
         for peer in peers
@@ -187,10 +187,18 @@ async def routes_of(
 
 
 def kin_of(
-    agents: Iterable[PeerRecord], grants: Mapping[str, tuple[policy.Grant, ...]]
+    agents: Iterable[PeerRecord], grants: Mapping[str, tuple[policy.Grant, ...]], presets: Presets
 ) -> dict[str, attenuation.Kin]:
-    """Agents and the grants of their own presets, for :func:`attenuation.bounded`."""
-    return {a.id: attenuation.Kin(a.address, a.parent_id, grants[a.id]) for a in agents}
+    """Agents, the grants of their own presets and their lists, for :func:`attenuation.bounded`."""
+    return {
+        agent.id: attenuation.Kin(
+            agent.address,
+            agent.parent_id,
+            grants[agent.id],
+            tuple(agent.allow) if presets.get(agent.preset, NOTHING).own_list else (),
+        )
+        for agent in agents
+    }
 
 
 def peer_object(
@@ -250,7 +258,8 @@ async def whole_state(connection: AsyncConnection, now: int) -> list[PeerObject]
                 policies.get(workspace, BUILT_IN),
             )
         )
-        kin = kin_of((peer for peer in members if peer.kind == "agent"), compiled)
+        agents = [peer for peer in members if peer.kind == "agent"]
+        kin = kin_of(agents, compiled, policies.get(workspace, BUILT_IN))
         served = {s.peer_id: tuple(s.networks) for s in services.get(workspace, ())}
         served |= {
             s.peer_id: routes.get(workspace, ())

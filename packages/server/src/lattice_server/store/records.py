@@ -65,7 +65,14 @@ class PeerRecord:
         for a in self.allow:
             found = a.get("address")
             (names if found else allow).add(Grant(found or a["to"], a["protocol"], a["port"]))
-        return AgentRule(self.id, self.address, self.preset, frozenset(allow), frozenset(names))
+        return AgentRule(
+            self.id,
+            self.address,
+            self.preset,
+            frozenset(allow),
+            frozenset(names),
+            self.parent_id,
+        )
 
     def asked(self) -> list[dict[str, Any]]:
         """The allow list as it was asked for, without the addresses that its names got.
