@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 
 from support.node import Node
 from support.waiting import process_alive, wait_for
@@ -70,6 +69,7 @@ class Pod:
         self.starters = [one["name"] for one in starters]
         self.regular = [one["name"] for one in self.spec["containers"]]
         self._pids: dict[str, int] = {}
+        self._logs: dict[str, str] = {}
         self._ending = threading.Event()
         self._kubelet: threading.Thread | None = None
 
@@ -156,8 +156,9 @@ class Pod:
 
     def logs(self, name: str) -> str:
         """``kubectl logs``."""
-        log = self._inspect(name, "{{.HostConfig.LogConfig.Path}}")
-        lines = Path(log).read_text(errors="replace").splitlines()
+        if name not in self._logs:
+            self._logs[name] = self._inspect(name, "{{.HostConfig.LogConfig.Path}}")
+        lines = Path(self._logs[name]).read_text(errors="replace").splitlines()
         return "".join(line.split(" ", 3)[3] + "\n" for line in lines if line.count(" ") > 2)
 
     def told(self, name: str = "agent") -> list[dict[str, Any]]:
@@ -251,8 +252,8 @@ class Pod:
                 "volumes": [self._volume(one) for one in self.spec.get("volumes", [])],
             },
         }
-        file = self._node.directory / f"{self.name}.yaml"
-        file.write_text(yaml.safe_dump(translated))
+        file = self._node.directory / f"{self.name}.json"
+        file.write_text(json.dumps(translated))
         self._podman("kube", "play", "--network=none", "--start=false", str(file))
         infra = self._podman("pod", "inspect", self.name, "--format", "{{.InfraContainerID}}")
         self._podman("start", infra.strip())
