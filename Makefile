@@ -44,7 +44,7 @@ lint: environments ## formatting, ruff, mypy (strict), gofmt, go vet, staticchec
 			packages/autogen/src/lattice_autogen/$$generation.py || exit 1; \
 	done
 	cd packages/engine && GO=$$(../../scripts/bootstrap.sh go) && \
-		test -z "$$($$(dirname $$GO)/gofmt -l cmd internal 2>&1 | tee /dev/stderr)" && \
+		test -z "$$($$(dirname $$GO)/gofmt -l cmd internal 2>&1 | tee -a /dev/stderr)" && \
 		$$GO vet ./... && $$GO run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
 
 format: setup ## rewrite the files as the linters want them
