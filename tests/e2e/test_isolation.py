@@ -65,7 +65,7 @@ def test_required_isolation_fails_where_it_cannot_be(world: World, forbidden: st
 def test_preferred_isolation_falls_back_with_a_warning(
     world: World, forbidden: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with world.agent() as agent:
+    with world.agent(isolation="preferred") as agent:
         assert agent.isolation == "proxy"
     warnings = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
     assert any("are not isolated" in one and forbidden in one for one in warnings)
@@ -92,7 +92,7 @@ def test_backend_that_turns_out_not_to_work_is_passed_over(
         raise BackendUnavailable("the keeper says no", code="userns_forbidden")
 
     monkeypatch.setattr(Netns, "prepare" if when == "while preparing" else "open", refuse)
-    with world.agent() as agent:
+    with world.agent(isolation="preferred") as agent:
         assert agent.isolation == "proxy"
         assert "the keeper says no" in agent._life.backend_reason
     assert "the keeper says no" in caplog.text
@@ -105,9 +105,9 @@ def test_backend_that_turns_out_not_to_work_is_passed_over(
 def test_isolation_comes_from_the_environment(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LATTICE_ISOLATION", "proxy")
+    monkeypatch.setenv("LATTICE_ISOLATION", "required")
     with world.agent() as agent:
-        assert agent.isolation == "proxy"
+        assert agent.isolation == "namespace"
     monkeypatch.setenv("LATTICE_ISOLATION", "total")
     with pytest.raises(ConfigurationError, match="isolation"):
         world.agent()

@@ -102,7 +102,7 @@ def test_keep_alive_and_long_lives_are_left_alone(plane: Any, hasty: None, wait:
 def test_answer_that_nobody_reads_is_given_up(plane: Any, hasty: None, wait: Any) -> None:
     rows = [(f"ws-{number:0100d}", 0) for number in range(400)]
     with sqlite3.connect(plane.settings.data_dir / "lattice.db") as connection_:
-        connection_.executemany("INSERT INTO workspaces VALUES (?, ?)", rows)
+        connection_.executemany("INSERT INTO workspaces (id, created_at) VALUES (?, ?)", rows)
     path = "/api/v1/workspaces?limit=1000"
     request = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {plane.admin}\r\n\r\n"
     with connection(plane) as client:

@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     token_file: Path | None = Field(None, description="file with the token, instead of it")
     workspace: str | None = Field(None, description="workspace id")
     backend: str | None = Field(None, description="tunnel backend: netns, userspace, none, …")
-    isolation: Wanted = Field("preferred", description="required, preferred or proxy")
+    isolation: Wanted | None = Field(None, description="required, preferred or proxy")
     state_dir: Path | None = Field(None, description="where an identity survives a restart")
     ca_file: Path | None = Field(None, description="certificate authorities of the control plane")
     timeout: float = Field(30.0, gt=0, description="seconds until an enrollment is given up")

@@ -59,8 +59,8 @@ def make_terms(
         request=reading(EnrollRequest, request | {"workspace_id": settings.workspace}),
         service=service,
         backend=settings.backend,
-        # A connector serves others, and starts no programs.
-        isolation="preferred" if service else settings.isolation,
+        # A connector serves others, and starts no programs; a backend's name says it all.
+        isolation="preferred" if service else settings.isolation or _usual(settings.backend),
         state_dir=settings.state_dir,
         ca_file=settings.ca_file,
         timeout=settings.timeout,
@@ -101,3 +101,8 @@ def reading(kind: type[M], fields: dict[str, Any]) -> M:
             hint='Give a duration like "90s" or "1h", or a timedelta',
         ) from None
     return request
+
+
+def _usual(backend: str | None) -> Wanted:
+    """What bounds the network of programs where nobody said."""
+    return "proxy" if backend is None else "preferred"
