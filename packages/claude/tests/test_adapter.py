@@ -10,9 +10,11 @@ import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from lattice_claude import claude_options, current_agent, lattice_claude_client, lattice_query
+from lattice_claude.settings import read_settings
 from lattice_sdk import ConfigurationError, IdentityClosed, LatticeAgent
 from lattice_sdk.testing import World
 from support.model import ScriptedModel, call, echo, results, say
@@ -72,19 +75,33 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture(scope="module")
-def agent(lattice_world: World, served_model: ScriptedModel) -> Iterator[LatticeAgent]:
-    """One open agent for the tests that need no life of their own; the model is granted to it."""
-    with LatticeAgent(**lattice_world.settings(agent_name="shared")) as agent:
-        yield agent
+BOTH_WAYS = pytest.mark.parametrize("agent", ["required", "proxy"], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def proxied(lattice_world: World, served_model: ScriptedModel) -> Iterator[LatticeAgent]:
-    """An agent on whose machine no program can be isolated."""
-    settings = lattice_world.settings(agent_name="proxied", backend="userspace")
-    with LatticeAgent(**settings) as agent:
-        yield agent
+def agents(
+    lattice_world: World, served_model: ScriptedModel
+) -> Iterator[Callable[[str], LatticeAgent]]:
+    """Open agents, one for each isolation; the model is granted to them."""
+    del served_model
+    with ExitStack() as stack:
+        yield cache(
+            lambda isolation: stack.enter_context(
+                LatticeAgent(**lattice_world.settings(isolation=isolation))
+            )
+        )
+
+
+@pytest.fixture
+def agent(agents: Callable[[str], LatticeAgent], request: pytest.FixtureRequest) -> LatticeAgent:
+    """An agent for a test that needs no life of its own."""
+    return agents(getattr(request, "param", "preferred"))
+
+
+@pytest.fixture
+def proxied(agents: Callable[[str], LatticeAgent]) -> LatticeAgent:
+    """An agent whose programs are not isolated."""
+    return agents("proxy")
 
 
 async def ask(client: ClaudeSDKClient, prompt: str = "Go on.") -> str:
@@ -96,6 +113,7 @@ async def ask(client: ClaudeSDKClient, prompt: str = "Go on.") -> str:
     raise AssertionError("the conversation has no result")
 
 
+@BOTH_WAYS
 async def test_bash_reaches_what_is_granted_from_the_agents_address_and_nothing_else(
     agent: LatticeAgent, lattice_world: World, model: ScriptedModel, options: Options
 ) -> None:
@@ -148,6 +166,7 @@ def certified(name: str, directory: Path) -> tuple[Path, ssl.SSLContext]:
     return chain, context
 
 
+@BOTH_WAYS
 async def test_mcp_servers_that_the_command_starts_have_the_agents_network(
     agent: LatticeAgent,
     lattice_world: World,
@@ -268,7 +287,9 @@ async def test_neither_arguments_nor_environment_of_the_command_hold_a_secret(
     model.script = [[call("Bash", command=look)], echo]
     # Without care the SDK puts settings into the arguments when there are these.
     given = options(sandbox={"enabled": False}, settings='{"env": {"OF_THE_CALLER": "yes"}}')
-    async with ClaudeSDKClient(claude_options(proxied, given)) as client:
+    bound = claude_options(proxied, given)
+    assert read_settings(bound.settings, None)["sandbox"] == {"enabled": False}
+    async with ClaudeSDKClient(bound) as client:
         command, _, started = (await ask(client)).partition("---")
     password = proxied.proxy_env()["HTTP_PROXY"].rpartition("@")[0].rpartition(":")[2]
     assert "ANTHROPIC_BASE_URL" in command
@@ -296,7 +317,7 @@ def test_options_keep_the_agent_and_all_that_the_caller_set(
     lattice_world: World, options: Options, tmp_path: Path
 ) -> None:
     given = options(model="claude-x", env={"MINE": "1"}, extra_args={"debug": None})
-    agent = LatticeAgent(**lattice_world.settings(backend="userspace")).open()
+    agent = LatticeAgent(**lattice_world.settings(isolation="proxy")).open()
     peer = agent.peer_id
     bound = claude_options(agent, given)
     assert isinstance(bound, ClaudeAgentOptions)
@@ -306,9 +327,11 @@ def test_options_keep_the_agent_and_all_that_the_caller_set(
     copy = replace(bound, model="claude-y")
     del agent, bound
     gc.collect()
+    assert copy.lattice_agent is not None
+    assert copy.lattice_agent.state == "active"
     assert lattice_world.knows(peer)
-    with open(copy.settings or "") as file:
-        assert json.load(file)["env"]["HTTP_PROXY"].startswith("http://peer-")
+    proxy = read_settings(copy.settings, None)["env"]["HTTP_PROXY"]
+    assert proxy.startswith(f"http://{peer}:")
     del copy
     gc.collect()
     wait_for("the identity to end", lambda: not lattice_world.knows(peer))

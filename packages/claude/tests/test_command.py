@@ -103,7 +103,7 @@ def test_settings_of_the_caller_are_kept_and_its_token_is_not(
     environment: Mapping[str, str], program: Callable[[str], str]
 ) -> None:
     program('cat "$2"; echo; shift 2; echo "$@"; env')
-    proxied = {**environment, "LATTICE_BACKEND": "userspace"}
+    proxied = {**environment, "LATTICE_ISOLATION": "proxy"}
     done = run(proxied, "claude", "-p", "--settings", '{"env": {"A": "b"}, "model": "x"}', "hi")
     settings, arguments, *rest = done.stdout.splitlines()
     assert arguments == "-p hi"

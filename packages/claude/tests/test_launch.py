@@ -22,41 +22,35 @@ from support.model import ScriptedModel, call, echo, results
 from support.waiting import wait_for
 
 
-class Isolating(LatticeAgent):
-    """An agent that can run programs in a namespace; here its ``wrap`` leaves a mark only."""
-
-    mark = "namespace"
-
-    @property
-    def isolation(self) -> Any:
-        return self.mark
-
-    def wrap(self, argv: Any, **_: Any) -> list[str]:
-        return ["env", "LATTICE_WRAPPED=it is", *argv]
+LOOK = "env; echo ---; readlink /proc/self/ns/net; cut -d: -f1 /proc/net/dev; cat /proc/1/cmdline"
 
 
 @pytest.mark.anyio
-async def test_agent_that_isolates_starts_the_command_itself_and_no_proxy(
-    lattice_world: World, options: Any
+async def test_agent_that_isolates_starts_the_command_in_its_namespace_without_any_secret(
+    lattice_world: World, model: ScriptedModel, options: Any
 ) -> None:
-    with ScriptedModel([call("Bash", command="env")], echo) as model:
-        with Isolating(**lattice_world.settings()) as agent:
-            bound = claude_options(agent, options(url=model.url))
-            async for _ in query(prompt="Go on.", options=bound):
-                pass
-        (environment,) = results(model.requests[-1]["messages"])
+    model.script = [[call("Bash", command=LOOK)], echo]
+    with LatticeAgent(**lattice_world.settings(isolation="required")) as agent:
+        password = agent.proxy_env()["HTTP_PROXY"].rpartition("@")[0].rpartition(":")[2]
+        bound = claude_options(agent, options())
+        async for _ in query(prompt="Go on.", options=bound):
+            pass
+    environment, _, network = results(model.requests[-1]["messages"])[0].partition("---")
     assert bound.settings is None
-    assert "LATTICE_WRAPPED=it is" in environment.splitlines()
+    assert "http_proxy" not in environment.lower()
     assert "LATTICE_CLAUDE_COMMAND" not in environment
-    assert "_PROXY" not in environment.upper().replace("NO_PROXY", "")
+    assert password not in environment + network + repr(bound)
+    assert os.readlink("/proc/self/ns/net") not in network
+    assert {"lo", "lattice0"} <= set(network.split())
+    assert "eth0" not in network
 
 
 def test_isolation_that_is_none_takes_the_proxy(lattice_world: World) -> None:
-    with Isolating(**lattice_world.settings()) as agent:
-        agent.mark = "proxy"
+    with LatticeAgent(**lattice_world.settings(isolation="proxy")) as agent:
         way = launch(agent, "claude")
     assert way.secret_environment
-    assert "env" not in way.command
+    assert way.command[0] == sys.executable
+    assert way.command[-1] == "claude"
 
 
 def test_the_sdks_command_is_found_as_the_sdk_finds_it(
@@ -122,7 +116,7 @@ def test_private_settings_are_in_a_private_file_where_memory_has_no_path(
 def test_command_that_a_forked_child_starts_is_not_started(
     lattice_world: World, tmp_path: Path
 ) -> None:
-    with LatticeAgent(**lattice_world.settings(backend="userspace")) as agent:
+    with LatticeAgent(**lattice_world.settings(isolation="proxy")) as agent:
         bound = claude_options(agent, ClaudeAgentOptions(cli_path="/bin/echo"))
     child = os.fork()
     if child == 0:
@@ -145,7 +139,7 @@ def test_nothing_of_the_settings_is_open_after_the_options(lattice_world: World)
         return [one.name for one in links if "lattice-claude" in _target(one)]
 
     before = in_memory()
-    with LatticeAgent(**lattice_world.settings(backend="userspace")) as agent:
+    with LatticeAgent(**lattice_world.settings(isolation="proxy")) as agent:
         kept = [claude_options(agent) for _ in range(3)]
         assert len(in_memory()) == len(before) + 3
         kept.clear()

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CREDENTIALS", "Launch", "bundled_cli", "find_cli", "launch"]
 
-# What ``agent.isolation`` is where ``agent.wrap`` runs programs in a network namespace.
-NAMESPACES = frozenset({"namespace", "netns"})
 # With these the CLI, which does what its model says, could enroll identities of its own.
 CREDENTIALS = ("LATTICE_TOKEN", "LATTICE_TOKEN_FILE")
 _WITH_PARENT = Path(__file__).with_name("with_parent.py")
@@ -57,9 +55,8 @@ def launch(agent: LatticeAgent, cli: str) -> Launch:
         IdentityClosed: the agent is not open.
         IdentityExpired: its life is over.
     """
-    wrap = getattr(agent, "wrap", None)
-    if wrap is not None and str(getattr(agent, "isolation", "")) in NAMESPACES:
-        return Launch(command=tuple(wrap([cli])))
+    if agent.isolation == "namespace":
+        return Launch(command=tuple(agent.wrap([cli])))
     proxy = agent.proxy_env()
     return Launch(
         command=(sys.executable, "-I", "-S", str(_WITH_PARENT), str(os.getpid()), cli),
