@@ -21,7 +21,6 @@ from lattice_sdk.testing import World
 from support.model import ScriptedModel, call, echo, results
 from support.waiting import wait_for
 
-
 LOOK = "env; echo ---; readlink /proc/self/ns/net; cut -d: -f1 /proc/net/dev; cat /proc/1/cmdline"
 
 
