@@ -219,6 +219,7 @@ async def test_tools_hooks_and_permissions_find_their_agent(
         permission_mode="default",
     )
     async with lattice_claude_client(given, **lattice_world.settings()) as client:
+        assert client.lattice_agent.isolation == "namespace"
         await ask(client)
         assert set(found) == {"tool", "hook", "can_use_tool"}
         assert set(found.values()) == {client.lattice_agent.peer_id}
@@ -370,13 +371,17 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "isolation"),
+    [(signal.SIGKILL, "required"), (signal.SIGKILL, "proxy"), (signal.SIGTERM, "proxy")],
+)
 def test_command_and_what_it_runs_end_with_a_killed_agent(
     lattice_world: World,
     model: ScriptedModel,
     options: Options,
     tmp_path: Path,
     number: signal.Signals,
+    isolation: str,
 ) -> None:
     marker = f"lattice-test-{tmp_path.name}"
     model.script = [[call("Bash", command=f"tail -f /dev/null; : {marker}")]]
@@ -390,6 +395,7 @@ def test_command_and_what_it_runs_end_with_a_killed_agent(
             "PATH": os.environ["PATH"],
             "LATTICE_SERVER": lattice_world.server,
             "LATTICE_TOKEN": lattice_world.token,
+            "LATTICE_ISOLATION": isolation,
         },
     )
     try:

@@ -46,6 +46,14 @@ def claude(
     backend: Annotated[
         str | None, typer.Option(metavar="NAME", help="Tunnel backend [LATTICE_BACKEND].")
     ] = None,
+    isolation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="Its network namespace: required, preferred or proxy (none) [LATTICE_ISOLATION]. "
+            "Default: preferred.",
+        ),
+    ] = None,
 ) -> None:
     """Run the claude command under an identity of its own, until it ends.
 
@@ -56,6 +64,7 @@ def claude(
       lattice-claude --ttl 30m -- claude -p "What is new?"
     """
     from lattice_claude.child import end_like, run
+    from lattice_claude.launch import wanted_isolation
 
     executable = _find(command[0])
     agent = LatticeAgent(
@@ -67,6 +76,7 @@ def claude(
         ttl=ttl,
         allow=[parse_destination(text) for text in allow or []],
         backend=backend,
+        isolation=wanted_isolation(isolation, backend),
         verify=session.settings.ca_file,
         timeout=session.settings.timeout,
     )
