@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "claude_wrapper.py"
 def test_example_reaches_its_tool_and_nothing_else(lattice_world: World, tmp_path: Path) -> None:
     script = (
         [call("mcp__tools__fetch", url="http://github-tools.lattice/")],
-        [call("Bash", command="curl --silent http://example.com/")],
+        [call("Bash", command="curl --silent --show-error http://example.com/")],
         [say("That is all.")],
     )
     with (
@@ -42,6 +42,7 @@ def test_example_reaches_its_tool_and_nothing_else(lattice_world: World, tmp_pat
     told = re.search(r"^(peer-\S+) at (\S+)$", done.stdout, re.MULTILINE)
     assert told
     assert f'"client": "{told[2]}"' in done.stdout
-    assert re.search(r"answer: .*sandboxed.*example\.com", done.stdout)
+    # As a namespace refuses it, or a proxy.
+    assert re.search(r"Could not resolve host: example\.com|sandboxed", done.stdout)
     assert done.stdout.endswith("claude: That is all.\nsuccess after 3 turns\n")
     assert not lattice_world.knows(told[1])
