@@ -226,3 +226,10 @@ def test_failures_say_what_to_do(
     wrong = run(environment, "--isolation", "proxy", "claude", "--settings", "absent.json")
     assert wrong.returncode == 3
     assert "absent.json" in wrong.stderr
+
+
+def test_command_starts_without_the_sdk() -> None:
+    look = "import sys, lattice_claude.cli, lattice_claude.launch as _; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert "lattice_claude.launch" in done.stdout.split()
+    assert "claude_agent_sdk" not in done.stdout.split()

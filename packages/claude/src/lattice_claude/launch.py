@@ -7,12 +7,10 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
-
-import claude_agent_sdk
-from claude_agent_sdk import CLINotFoundError
 
 from lattice_sdk import config
 
@@ -87,7 +85,10 @@ def wanted_isolation(isolation: Any = None, backend: str | None = None) -> Wante
 
 def bundled_cli() -> str | None:
     """The CLI that the SDK's wheel brings along."""
-    found = Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
+    sdk = find_spec("claude_agent_sdk")
+    if sdk is None or sdk.origin is None:
+        return None
+    found = Path(sdk.origin).parent / "_bundled" / "claude"
     return str(found) if found.is_file() else None
 
 
@@ -108,6 +109,8 @@ def find_cli(given: str | Path | None, directory: str | Path | None) -> str:
     else:
         found = shutil.which(given)
     if found is None:
+        from claude_agent_sdk import CLINotFoundError
+
         raise CLINotFoundError(
             f"Claude Code not found at: {given}"
             if given is not None
