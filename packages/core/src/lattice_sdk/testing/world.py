@@ -72,10 +72,13 @@ class World:
             Its overlay address.
         """
         arguments = ["--workspace", self.workspace, "--hostname", hostname or f"{name}.lattice"]
-        with _connector(
-            self.server, self.admin_token, name, target, arguments, port=port
-        ) as address:
-            yield address
+        connector = _connector(self.server, self.admin_token, name, target, arguments, port=port)
+        try:
+            with connector as address:
+                yield address
+        finally:
+            # Other tests of the session count what they may reach.
+            self.request("DELETE", f"/api/v1/services/{name}?workspaceId={self.workspace}")
 
     def request(self, method: str, path: str, body: Any = None) -> Any:
         """A call to the control plane as admin.
