@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lattice_server.demo.outcome import Outcome
-from lattice_server.demo.view import JsonView, TextView
+from lattice_server.demo.view import JsonView, TextView, shown
 from support.waiting import processes_mentioning, wait_for
 
 LATTICE = [sys.executable, "-m", "lattice_sdk"]
@@ -138,3 +138,19 @@ def test_views_tell_failure(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "what went wrong" in text
     assert '"ok": false' in text
+
+
+def test_terminal_shows_the_step_that_runs_and_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    outcome = Outcome("x", "A claim", True, "what was seen", {"ms": 1.0})
+    with shown(TextView()) as view:
+        view.begin("A claim")
+        view.say("3 s to go")
+        view.end(outcome)
+        view.close([outcome])
+    told = capsys.readouterr().out
+    assert "3 s to go" in told
+    assert told.index("3 s to go") < told.index("what was seen")
+    assert "\x1b[?25h" in told.split("what was seen")[0], "the cursor is hidden for good"
