@@ -65,13 +65,40 @@ def _from_config() -> Any:
 class IdentifiedGraph(Pregel[Any, Any, Any, Any]):
     """A compiled graph whose nodes have an agent; otherwise the graph that it was.
 
-    Everything that runs nodes goes through ``stream`` or ``astream`` (langgraph.pregel.main).
+    Everything that runs nodes goes through ``stream`` or ``astream`` (langgraph.pregel.main), most
+    of it by ``invoke`` or ``ainvoke``, which make the agent the current one once for all steps.
 
     Attributes:
         lattice_agent: the identity that its nodes use.
     """
 
     lattice_agent: LatticeAgent
+
+    def invoke(
+        self,
+        input: Any,  # noqa: A002 - the name is LangGraph's
+        config: RunnableConfig | None = None,
+        **options: Any,
+    ) -> Any:
+        """See :meth:`Pregel.invoke`."""
+        token = _agent.set(self.lattice_agent)
+        try:
+            return super().invoke(input, config, **options)
+        finally:
+            _agent.reset(token)
+
+    async def ainvoke(
+        self,
+        input: Any,  # noqa: A002 - the name is LangGraph's
+        config: RunnableConfig | None = None,
+        **options: Any,
+    ) -> Any:
+        """See :meth:`Pregel.ainvoke`."""
+        token = _agent.set(self.lattice_agent)
+        try:
+            return await super().ainvoke(input, config, **options)
+        finally:
+            _agent.reset(token)
 
     def stream(
         self,
@@ -80,7 +107,8 @@ class IdentifiedGraph(Pregel[Any, Any, Any, Any]):
         **options: Any,
     ) -> Any:
         """See :meth:`Pregel.stream`."""
-        return self._steps(super().stream(input, self._under(config), **options))
+        steps = super().stream(input, self._under(config), **options)
+        return steps if self._is_current() else self._steps(steps)
 
     def astream(
         self,
@@ -89,7 +117,11 @@ class IdentifiedGraph(Pregel[Any, Any, Any, Any]):
         **options: Any,
     ) -> Any:
         """See :meth:`Pregel.astream`."""
-        return self._asteps(super().astream(input, self._under(config), **options))
+        steps = super().astream(input, self._under(config), **options)
+        return steps if self._is_current() else self._asteps(steps)
+
+    def _is_current(self) -> bool:
+        return _agent.get() is self.lattice_agent
 
     def _under(self, config: RunnableConfig | None) -> RunnableConfig:
         # The caller may be a node of another graph that hands its own config on. Where it hands on
