@@ -32,6 +32,7 @@ def connect(
     host: str,
     port: int,
     timeout: float | None,
+    doubt: Callable[[], None] = lambda: None,
 ) -> socket.socket:
     """A connected TCP socket.
 
@@ -41,6 +42,7 @@ def connect(
         host: overlay address, or a name that the enrollment told.
         port: TCP port.
         timeout: seconds until the connection is given up; the socket has none afterwards.
+        doubt: called when it is refused: policy may have changed.
 
     Raises:
         Refused: the policy does not grant it.
@@ -56,6 +58,7 @@ def connect(
         why = "there is no IPv6 in the tunnel"
         if ":" not in host:
             why = "a name that is not on its list; there is no DNS in the tunnel"
+        doubt()
         raise _refused(identity, f"{destination} ({why})", destination)
     try:
         stream = make()
@@ -74,6 +77,7 @@ def connect(
         identity = living()  # an identity that ended meanwhile says so itself
         if error.errno not in _REFUSED:
             raise _gone(living, error) from None
+        doubt()
         if policy.is_granted(identity, address, port):
             raise DestinationUnreachable(
                 f"{destination} is granted and does not take the connection ({error.strerror})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,8 +34,17 @@ def grants(identity: Identity) -> list[dict[str, Any]]:
 
 def is_granted(identity: Identity, address: str, port: int, protocol: str = "tcp") -> bool:
     """Whether a destination is among the grants that are known."""
-    wanted = {"to": address, "port": port, "protocol": protocol}
-    return any(wanted.items() <= grant.items() for grant in grants(identity))
+    return any(
+        (grant["port"], grant["protocol"]) == (port, protocol) and _holds(grant["to"], address)
+        for grant in grants(identity)
+    )
+
+
+def _holds(to: str, address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address) in ipaddress.ip_network(to, strict=False)
+    except ValueError:
+        return False  # a name, which has an address of its own among the services
 
 
 def refusal(identity: Identity, destination: str, protocol: str = "tcp") -> str:

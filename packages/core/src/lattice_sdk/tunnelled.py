@@ -59,8 +59,15 @@ def connect(life: Lifecycle, host: str, port: int, timeout: float | None) -> soc
     """
     tunnel = life.living_tunnel()
     if tunnel.sockets is not None:
-        handed_out = tunnel.sockets
-        return direct.connect(life.living, lambda: _handed_out(handed_out), host, port, timeout)
+        path = tunnel.sockets
+
+        def make() -> socket.socket:
+            return _handed_out(path)
+
+        def doubt() -> None:
+            reach.doubt(life)
+
+        return direct.connect(life.living, make, host, port, timeout, doubt)
     proxy = proxy_of(life)
     request = connect_request(proxy, host, port)
     try:

@@ -35,6 +35,7 @@ type service struct {
 	closing  bool
 	tunnels  map[string]*Tunnel // nil while one is being made
 	revoking sync.WaitGroup     // revokes whose tunnel is not in the map any more
+	pending  map[string]*Revoke // of identities that the engine has enrolled, and that have no tunnel yet
 
 	networks atomic.Int64 // how many there have been that hand out sockets
 	keeping  sync.Mutex
@@ -42,7 +43,8 @@ type service struct {
 }
 
 func newService(version, runtimeDir string, log *slog.Logger) *service {
-	return &service{version: version, runtimeDir: runtimeDir, log: log, started: time.Now(), tunnels: map[string]*Tunnel{}}
+	return &service{version: version, runtimeDir: runtimeDir, log: log, started: time.Now(),
+		tunnels: map[string]*Tunnel{}, pending: map[string]*Revoke{}}
 }
 
 type phases struct {
@@ -114,6 +116,7 @@ func (s *service) settle(t *Tunnel) error {
 	if s.closing {
 		return errClosing
 	}
+	delete(s.pending, t.ID)
 	return nil
 }
 
@@ -202,8 +205,12 @@ func (s *service) delete(id string, revoke bool) error {
 func (s *service) end() {
 	s.mu.Lock()
 	s.closing = true
+	pending := s.pending
 	s.mu.Unlock()
 	var all sync.WaitGroup
+	for id, revoke := range pending {
+		all.Go(func() { _ = s.carryOut(id, revoke) })
+	}
 	for _, t := range s.list() {
 		all.Go(func() {
 			t.close()
