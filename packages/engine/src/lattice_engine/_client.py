@@ -7,17 +7,17 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from lattice_engine._errors import EngineError
+from lattice_engine._http import Exchange
 
+TYPE_CHECKING = False  # as typing has it, without the time that importing that takes
 if TYPE_CHECKING:
-    import httpx
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from typing import Any
 
-BASE_URL = "http://engine"
+_OK = 200
 
 
 class EngineClient:
@@ -42,7 +42,6 @@ class EngineClient:
         self._explain = explain
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        self._http: httpx.Client | None = None
         self._streams: set[socket.socket] = set()
         self._closed = False
 
@@ -66,20 +65,20 @@ class EngineClient:
         Raises:
             EngineError: the engine refused (its code and status), or could not be reached.
         """
-        import httpx
-
         if self._on_request is not None:
             self._on_request()
+        data = None if body is None else json.dumps(body).encode()
         try:
-            answer = self._client().request(method, path, json=body, timeout=timeout)
-        except httpx.TimeoutException as error:
+            with self._exchange(method, path, data, timeout) as exchange:
+                status, content = exchange.status, exchange.content()
+        except TimeoutError as error:
             raise EngineError(
                 "engine_timeout",
                 f"the engine did not answer {method} {_route(path)} within {timeout:g} s",
             ) from error
-        except (httpx.TransportError, RuntimeError) as error:
+        except OSError as error:
             raise self._unreachable(f"{method} {_route(path)}", error) from None
-        return _decode(method, path, answer.status_code, answer.content)
+        return _decode(method, path, status, content)
 
     def status(self) -> dict[str, Any]:
         """``GET /v1/status``."""
@@ -92,6 +91,10 @@ class EngineClient:
         and ``why`` it is not a better one, or the ``code`` and ``detail`` of what is in the way.
         """
         return self._object("GET", "/v1/networks")
+
+    def enroll(self, body: dict[str, Any], *, timeout: float = 30) -> dict[str, Any]:
+        """Enroll an identity with a key that the engine makes; see the engine's README."""
+        return self._object("POST", "/v1/enroll", body, timeout=timeout)
 
     def put_tunnel(
         self, tunnel: str, body: dict[str, Any], *, timeout: float = 60
@@ -158,30 +161,21 @@ class EngineClient:
         Raises:
             EngineError: the engine cannot be reached, or its stream broke off.
         """
-        import httpx
-
-        transport = httpx.HTTPTransport(uds=str(self.control))
-        with httpx.Client(
-            transport=transport, base_url=BASE_URL, timeout=httpx.Timeout(None), trust_env=False
-        ) as client:
-            try:
-                self._check_usable()
-                with client.stream("GET", "/v1/events") as answer, self._watched(answer):
-                    if answer.status_code != httpx.codes.OK:
-                        answer.read()
-                        _decode("GET", "/v1/events", answer.status_code, answer.content)
-                    for line in answer.iter_lines():
-                        if line:
-                            yield json.loads(line)
-            except (httpx.TransportError, OSError) as error:
-                if not self._closed:
-                    raise self._unreachable("GET /v1/events", error) from None
+        try:
+            with self._exchange("GET", "/v1/events", None, None) as exchange:
+                if exchange.status != _OK:
+                    _decode("GET", "/v1/events", exchange.status, exchange.content())
+                for line in exchange.lines():
+                    if line:
+                        yield json.loads(line)
+        except OSError as error:
+            if not self._closed:
+                raise self._unreachable("GET /v1/events", error) from None
 
     def close(self) -> None:
-        """End open event streams and connections. The engine itself goes on."""
+        """End open event streams and calls. The engine itself goes on."""
         with self._lock:
             self._closed = True
-            http, self._http = self._http, None
             streams, self._streams = self._streams, set()
         if self._owner != os.getpid():
             return  # a shutdown of a socket shared by fork would hit the parent's streams
@@ -189,8 +183,6 @@ class EngineClient:
             # Closing alone does not wake a thread that is blocked in recv; shutdown does.
             with contextlib.suppress(OSError):
                 stream.shutdown(socket.SHUT_RDWR)
-        if http is not None:
-            http.close()
 
     def _check_usable(self) -> None:
         if self._owner != os.getpid():
@@ -200,29 +192,26 @@ class EngineClient:
         if self._closed:
             raise EngineError("engine_closed", "the connection to the engine is closed")
 
-    def _client(self) -> httpx.Client:
-        import httpx
-
-        with self._lock:
-            self._check_usable()
-            if self._http is None:
-                # Calls of many agents overlap while tunnels are proven: no bound on connections.
-                limits = httpx.Limits(max_connections=None, max_keepalive_connections=8)
-                transport = httpx.HTTPTransport(uds=str(self.control), limits=limits)
-                self._http = httpx.Client(transport=transport, base_url=BASE_URL, trust_env=False)
-            return self._http
-
     @contextlib.contextmanager
-    def _watched(self, answer: httpx.Response) -> Iterator[None]:
-        stream = answer.extensions["network_stream"].get_extra_info("socket")
-        with self._lock:
-            self._check_usable()
-            self._streams.add(stream)
-        try:
-            yield
-        finally:
+    def _exchange(
+        self, method: str, path: str, body: bytes | None, timeout: float | None
+    ) -> Iterator[Exchange]:
+        stream: socket.socket | None = None
+
+        def begun(made: socket.socket) -> None:
+            nonlocal stream
             with self._lock:
-                self._streams.discard(stream)
+                self._check_usable()
+                self._streams.add(made)
+                stream = made
+
+        try:
+            with Exchange(str(self.control), method, path, body, timeout, begun) as exchange:
+                yield exchange
+        finally:
+            if stream is not None:
+                with self._lock:
+                    self._streams.discard(stream)
 
     def _object(
         self, method: str, path: str, body: object | None = None, *, timeout: float = 30
@@ -245,6 +234,10 @@ class EngineClient:
 
 
 def _segment(name: str) -> str:
+    if name.replace("-", "").isalnum() and name.isascii():
+        return name
+    from urllib.parse import quote
+
     return quote(name, safe="")
 
 

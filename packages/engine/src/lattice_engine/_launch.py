@@ -10,13 +10,15 @@ import signal
 import subprocess
 import time
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 from lattice_engine._errors import EngineError
 from lattice_engine._find import engine_path
 from lattice_engine._log import EngineLog, tail_of
+
+TYPE_CHECKING = False  # as typing has it, without the time that importing that takes
+if TYPE_CHECKING:
+    from typing import Any
 
 # Where the engine may put files and find certificate authorities, and knobs of the Go runtime.
 # Nothing else: the environment of an agent's process holds tokens.
@@ -64,58 +66,83 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_drop_pipes_after_fork)
 
 
-@dataclass
-class Launched:
-    """A started engine: its ready line and what must be kept while it runs."""
+class Launch:
+    """An engine that has been started, and may not be ready yet.
 
-    ready: dict[str, Any]
-    process: subprocess.Popen[bytes]
-    pipe: ParentPipe | None
-    log: EngineLog | None
+    Args:
+        arguments: of the engine.
+        log: file (appended to) or descriptor for the engine's log; a bounded one when left out.
+        parent_pipe: whether its standard input is a pipe that this process holds open.
 
-
-def launch(
-    arguments: list[str], log: Path | int | None, timeout: float, *, parent_pipe: bool
-) -> Launched:
-    """Start the engine and wait until it is ready; leaves nothing behind when it is not.
+    Attributes:
+        process: the engine's.
+        pipe: that pipe, if there is one.
+        log: the bounded log, if there is one.
 
     Raises:
         EngineMissing: there is no engine binary.
-        EngineError: it did not start; the error has the engine's reason or its last log lines.
+        EngineError: it cannot be executed.
     """
-    command = [str(engine_path()), *arguments]
-    with contextlib.ExitStack() as undo, contextlib.ExitStack() as always:
-        pipe = ParentPipe() if parent_pipe else None
-        if pipe is not None:
-            undo.callback(pipe.close)
-            always.callback(os.close, pipe.read)
-        own_log = EngineLog() if log is None else None
-        stderr: IO[bytes] | EngineLog | int
-        if own_log is not None:
-            undo.callback(own_log.close)
-            stderr = own_log
-        else:
-            stderr = always.enter_context(log.open("ab")) if isinstance(log, Path) else log or 0
+
+    def __init__(self, arguments: list[str], log: Path | int | None, *, parent_pipe: bool) -> None:
+        command = [str(engine_path()), *arguments]
+        self._named_log = log
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as always:
+            self.pipe = ParentPipe() if parent_pipe else None
+            if self.pipe is not None:
+                undo.callback(self.pipe.close)
+                always.callback(os.close, self.pipe.read)
+            self.log = EngineLog() if log is None else None
+            stderr: int
+            if self.log is not None:
+                undo.callback(self.log.close)
+                stderr = self.log.fileno()
+            elif isinstance(log, int):
+                stderr = log
+            else:
+                stderr = always.enter_context(log.open("ab")).fileno() if log else 0
+            try:
+                self.process = subprocess.Popen(
+                    command,
+                    stdin=self.pipe.read if self.pipe is not None else subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    env={
+                        name: value for name in KEPT_ENVIRONMENT if (value := os.environ.get(name))
+                    },
+                    cwd="/",
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise EngineError(
+                    "engine_start_failed",
+                    f"{command[0]} cannot be executed ({error.strerror}): "
+                    "is it built for this machine's system and processor?",
+                ) from error
+            undo.pop_all()
+
+    def ready(self, timeout: float) -> dict[str, Any]:
+        """Wait for the ready line; leaves nothing behind when there is none.
+
+        Args:
+            timeout: seconds to wait.
+
+        Raises:
+            EngineError: it did not start; the error has the engine's reason or its last log lines.
+        """
         try:
-            process = subprocess.Popen(
-                command,
-                stdin=pipe.read if pipe is not None else subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr if isinstance(stderr, int) else stderr.fileno(),
-                env={name: value for name in KEPT_ENVIRONMENT if (value := os.environ.get(name))},
-                cwd="/",
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise EngineError(
-                "engine_start_failed",
-                f"{command[0]} cannot be executed ({error.strerror}): "
-                "is it built for this machine's system and processor?",
-            ) from error
-        undo.callback(_end, process)
-        ready = _read_ready(process, timeout, own_log, log)
-        undo.pop_all()
-    return Launched(ready, process, pipe, own_log)
+            return _read_ready(self.process, timeout, self.log, self._named_log)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """End it, whether or not it is ready."""
+        _end(self.process)
+        if self.log is not None:
+            self.log.close()
+        if self.pipe is not None:
+            self.pipe.close()
 
 
 def _read_ready(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-import tempfile
 
 TAIL_BYTES = 4096
 KEEP_BYTES = 1 << 20
@@ -16,7 +16,7 @@ class EngineLog:
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(mode="ab+", prefix="lattice-engine-log-")  # noqa: SIM115
+        self._file = os.fdopen(_unnamed(), "ab+")
 
     def fileno(self) -> int:
         """The descriptor the engine writes to (append mode, so that trimming is safe)."""
@@ -36,6 +36,18 @@ class EngineLog:
     def close(self) -> None:
         """Give the descriptor back."""
         self._file.close()
+
+
+def _unnamed() -> int:
+    """A descriptor of a file without a name, in append mode."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("lattice-engine-log", os.MFD_CLOEXEC)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
+        return descriptor
+    import tempfile
+
+    with tempfile.TemporaryFile(mode="ab+", prefix="lattice-engine-log-") as file:
+        return os.dup(file.fileno())
 
 
 def tail_of(descriptor: int) -> str:

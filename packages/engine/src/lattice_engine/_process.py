@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
 
 from lattice_engine._client import EngineClient
-from lattice_engine._launch import Launched, exit_text, launch, readable
+from lattice_engine._launch import Launch, exit_text, readable
+
+TYPE_CHECKING = False  # as typing has it, without the time that importing that takes
+if TYPE_CHECKING:
+    from typing import Any, Literal
 
 
 class EngineProcess:
@@ -38,7 +41,7 @@ class EngineProcess:
         self,
         ready: dict[str, Any],
         *,
-        launched: Launched | None = None,
+        launched: Launch | None = None,
         owns_directory: bool = False,
     ) -> None:
         self.pid = int(ready["pid"])
@@ -91,9 +94,32 @@ class EngineProcess:
             EngineMissing: there is no engine binary.
             EngineError: it did not start; the error has the engine's reason or its last log lines.
         """
+        launched = cls.launch_netstack(runtime_dir=runtime_dir, log=log)
+        return cls.of(launched, timeout=timeout, owns_directory=runtime_dir is None)
+
+    @classmethod
+    def launch_netstack(
+        cls, *, runtime_dir: Path | None = None, log: Path | int | None = None
+    ) -> Launch:
+        """:meth:`start_netstack` without waiting for it, which :meth:`of` does."""
         arguments = ["netstack", "--parent-pipe", *_runtime_dir(runtime_dir)]
-        launched = launch(arguments, log, timeout, parent_pipe=True)
-        return cls(launched.ready, launched=launched, owns_directory=runtime_dir is None)
+        return Launch(arguments, log, parent_pipe=True)
+
+    @classmethod
+    def of(
+        cls, launched: Launch, *, timeout: float = 10, owns_directory: bool = True
+    ) -> EngineProcess:
+        """The engine that has been launched, once it is ready.
+
+        Args:
+            launched: by :meth:`launch_netstack`.
+            timeout: seconds until it must be ready.
+            owns_directory: whether its runtime directory is one of its own.
+
+        Raises:
+            EngineError: it did not start; the error has the engine's reason or its last log lines.
+        """
+        return cls(launched.ready(timeout), launched=launched, owns_directory=owns_directory)
 
     @classmethod
     def start_gateway(
@@ -129,8 +155,8 @@ class EngineProcess:
         arguments += ["--namespace", namespace] if namespace else []
         arguments += ["--interface", interface] if interface else []
         arguments += _runtime_dir(runtime_dir)
-        launched = launch(arguments, log, timeout, parent_pipe=False)
-        return cls(launched.ready, launched=launched, owns_directory=runtime_dir is None)
+        launched = Launch(arguments, log, parent_pipe=False)
+        return cls.of(launched, timeout=timeout, owns_directory=runtime_dir is None)
 
     @classmethod
     def attach(cls, control: Path) -> EngineProcess:
