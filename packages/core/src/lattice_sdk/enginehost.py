@@ -34,6 +34,8 @@ class EngineHost:
         self._process: EngineProcess | None = None
         self._watch: asyncio.Task[None] | None = None
         self._on_death: set[Callable[[], None]] = set()
+        self._given: EngineProcess | None = None
+        self._sweeping: asyncio.Future[list[str]] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -50,6 +52,10 @@ class EngineHost:
         if self._process is None:
             raise EngineFailed("no engine runs", code="engine_closed")
         return str(self._process.control.parent)
+
+    def give(self, process: EngineProcess) -> None:
+        """Let an engine that was started already be the one. Before any is needed; any thread."""
+        self._given = process
 
     async def process(self) -> EngineProcess:
         """The running engine; a new one when there is none or it died.
@@ -69,10 +75,13 @@ class EngineHost:
     async def _start(self) -> EngineProcess:
         from lattice_engine import EngineProcess
 
-        try:
-            process: EngineProcess = await self._call(EngineProcess.start_netstack)
-        except EngineError as error:
-            raise engine_failed(error) from None
+        process, self._given = self._given, None
+        if process is None:
+            try:
+                process = await self._call(EngineProcess.start_netstack)
+            except EngineError as error:
+                raise engine_failed(error) from None
+        self._sweeping = asyncio.ensure_future(self._call(EngineProcess.sweep))
         self._process = process
         self._watch = asyncio.create_task(self._watched(process))
         log.debug("engine started, pid %d", process.pid)
@@ -107,6 +116,9 @@ class EngineHost:
         """End the engine; it gives back what is left to revoke."""
         async with self._starting:
             await self._end()
+            given, self._given = self._given, None
+            if given is not None:
+                await self._call(given.close)
 
     async def _end(self) -> None:
         watch, self._watch = self._watch, None

@@ -172,6 +172,13 @@ class EngineProcess:
             probe.close()
         return cls({**status, "control": str(control)})
 
+    @staticmethod
+    def sweep() -> list[str]:
+        """Remove the directories of engines that were killed with all who knew of them."""
+        from lattice_engine._sweep import sweep
+
+        return sweep(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - where engines make theirs
+
     def alive(self) -> bool:
         """Whether the engine's process runs."""
         if self._ended:
@@ -239,12 +246,14 @@ class EngineProcess:
 
     def _remove_leftovers(self) -> None:
         """What a killed engine could not remove itself."""
+        if self._owns_directory:
+            import shutil
+
+            shutil.rmtree(self.control.parent, ignore_errors=True)
+            return
         for left in (self.control, *self.control.parent.glob("sockets-*.sock")):
             with contextlib.suppress(OSError):
                 left.unlink()
-        if self._owns_directory:
-            with contextlib.suppress(OSError):
-                self.control.parent.rmdir()
 
     def _explain(self) -> str:
         if self._process is None or self._owner != os.getpid():
