@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
+from lattice_sdk import ambient
 from lattice_sdk.errors import ConfigurationError, IdentityClosed
 from lattice_sdk.programs import Programs
 
@@ -56,7 +57,10 @@ class Face:
     ) -> None:
         from lattice_sdk.lifecycle import Lifecycle
 
-        self._life = Lifecycle(terms, companion)
+        self._take(Lifecycle(terms, companion))
+
+    def _take(self, life: Lifecycle) -> None:
+        self._life = life
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
     def __repr__(self) -> str:
@@ -222,13 +226,7 @@ class Face:
     def _stop(self) -> concurrent.futures.Future[None] | None:
         if self._finalizer is not None:
             self._finalizer.detach()
-        home = self._life.runtime
-        if home is None or self._life.pid != os.getpid():
-            return None
-        try:
-            return home.submit(self._life.close())
-        except IdentityClosed:
-            return None
+        return self._life.stop()
 
     def _settle(self, *, wait: bool) -> concurrent.futures.Future[None] | None:
         """After the last identity of the process: its thread and engine have ended."""
@@ -244,15 +242,7 @@ class Face:
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Have something done in the background loop, for a living identity."""
-        try:
-            self._life.living()
-            home = self._life.runtime
-            if home is None:
-                raise IdentityClosed(f"the agent {self._life.terms.name} is closed")
-        except BaseException:
-            work.close()
-            raise
-        return home.submit(work)
+        return self._life.submit(work)
 
 
 class LatticeAgent(Programs, Face):
@@ -265,7 +255,10 @@ class LatticeAgent(Programs, Face):
             async with agent.async_http_client() as http:
                 await http.get("http://github-tools.lattice/")
 
-    ``with`` does the same in a blocking program. What is left out comes from ``LATTICE_SERVER``,
+    ``with`` does the same in a blocking program. In a program that an agent runs in its sandbox,
+    this is that agent's identity, whatever is asked for here: it has no other network.
+
+    What is left out comes from ``LATTICE_SERVER``,
     ``LATTICE_TOKEN`` (or ``LATTICE_TOKEN_FILE``), ``LATTICE_WORKSPACE``, …, then from the config
     file (:mod:`lattice_sdk.config`).
 
@@ -316,6 +309,9 @@ class LatticeAgent(Programs, Face):
         from lattice_sdk.terms import make_terms
 
         self._forwards = Forwards(forward(*one) for one in (forwards or {}).items())
+        if (inside := ambient.find()) is not None:
+            self._take(inside)
+            return
         super().__init__(
             make_terms(
                 server=server,
@@ -373,11 +369,7 @@ class LatticeAgent(Programs, Face):
         from lattice_sdk import delegation
 
         request = delegation.make_request(agent_name, terms)
-        self._life.living()
-        home = self._life.runtime
-        if home is None:
-            raise IdentityClosed(f"the agent {self._life.terms.name} is closed")
-        return home.submit(delegation.delegate(self._life, request))
+        return self._submit(delegation.delegate(self._life, request))
 
     def refresh(self) -> None:
         """Learn what the agent reaches now: :attr:`services` and the names of its tunnel.
@@ -439,7 +431,8 @@ class LatticeAgent(Programs, Face):
 
         from lattice_sdk import transports, tunnelled
 
-        tunnelled.proxy_of(self._life)
+        if not tunnelled.is_plain(self._life):
+            tunnelled.proxy_of(self._life)
         inner, outer = transports.client_options(options)
         transport = transports.TunnelTransport(self._alive, **inner)
         return httpx.Client(transport=transport, trust_env=False, **outer)
@@ -450,7 +443,8 @@ class LatticeAgent(Programs, Face):
 
         from lattice_sdk import transports, tunnelled
 
-        tunnelled.proxy_of(self._life)
+        if not tunnelled.is_plain(self._life):
+            tunnelled.proxy_of(self._life)
         inner, outer = transports.client_options(options)
         transport = transports.AsyncTunnelTransport(self._alive, **inner)
         return httpx.AsyncClient(transport=transport, trust_env=False, **outer)
@@ -485,6 +479,8 @@ class LatticeAgent(Programs, Face):
         """
         from lattice_sdk import tunnelled
 
+        if tunnelled.is_plain(self._life):
+            return {}
         return tunnelled.proxy_of(self._life).environment()
 
     def forward(self, port: int, target: str, protocol: Literal["tcp", "udp"] = "tcp") -> None:
@@ -511,7 +507,7 @@ class LatticeAgent(Programs, Face):
         """:meth:`forward`, awaited."""
         await _wait(self._submit(self._begin_forward(port, target, protocol)))
 
-    def listen(self, port: int) -> Listener:
+    def listen(self, port: int) -> Listener | socket.socket:
         """A listening TCP socket at the overlay address.
 
         Agents of the workspace that may reach this one connect to ``overlay_ip:port``, and
@@ -526,10 +522,14 @@ class LatticeAgent(Programs, Face):
             IdentityClosed: the agent is not open.
             IdentityExpired: its life is over.
         """
+        if self.backend == ambient.BACKEND:
+            return ambient.listen(self._life, port)
         return self._submit(self._begin_listen(port)).result()
 
-    async def alisten(self, port: int) -> Listener:
+    async def alisten(self, port: int) -> Listener | socket.socket:
         """:meth:`listen`, awaited."""
+        if self.backend == ambient.BACKEND:
+            return ambient.listen(self._life, port)
         return await _wait(self._submit(self._begin_listen(port)))
 
     async def _begin_forward(self, port: int, target: str, protocol: Any) -> None:

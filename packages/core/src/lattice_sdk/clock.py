@@ -6,9 +6,11 @@ The wall clock of this machine is never asked: it may be wrong by a day.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+
+TYPE_CHECKING = False  # as typing has it, without the time that importing that takes
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 TIME_HEADER = "Lattice-Time"
 # ``Date`` has whole seconds, cut off (RFC 9110, 5.6.7): the server may be this much further.
@@ -71,6 +73,8 @@ def read_time(headers: Mapping[str, str]) -> float | None:
         if stamp is not None and stamp.tzinfo is not None:
             return stamp.timestamp()
     if coarse:
+        from email.utils import parsedate_to_datetime
+
         try:
             return parsedate_to_datetime(coarse).timestamp() + DATE_RESOLUTION
         except (ValueError, TypeError, OverflowError):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
+import os
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lattice_sdk import policy
+from lattice_sdk import policy, reach
 from lattice_sdk.errors import (
     DestinationUnreachable,
     IdentityClosed,
@@ -18,31 +19,31 @@ from lattice_sdk.errors import (
     Refused,
     TunnelFailed,
 )
+from lattice_sdk.sandbox.facts import facts_of
 
 if TYPE_CHECKING:
     from lattice_sdk.identity import Identity
+    from lattice_sdk.lifecycle import Lifecycle
 
 # By a reset, or by ICMP as the kernel passes it on (RFC 1122, 4.2.3.9): the gateway's two ways.
 _REFUSED = (errno.ECONNREFUSED, errno.EACCES, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EPERM)
 
 
 def connect(
-    living: Callable[[], Identity],
+    life: Lifecycle,
     make: Callable[[], socket.socket],
     host: str,
     port: int,
     timeout: float | None,
-    doubt: Callable[[], None] = lambda: None,
 ) -> socket.socket:
     """A connected TCP socket.
 
     Args:
-        living: gives the identity while it lives, and else raises why it does not.
+        life: of the identity.
         make: makes a socket of the tunnel's network; raises :class:`OSError` where that has gone.
         host: overlay address, or a name that the enrollment told.
         port: TCP port.
         timeout: seconds until the connection is given up; the socket has none afterwards.
-        doubt: called when it is refused: policy may have changed.
 
     Raises:
         Refused: the policy does not grant it.
@@ -50,40 +51,22 @@ def connect(
         IdentityExpired: the identity is over, or ended meanwhile.
         TunnelFailed: the network has gone.
     """
-    identity = living()
-    if not 0 < port < 65536:
-        raise ValueError(f"{port} is not a TCP port")
-    address, destination = _resolve(identity, host), f"{host}:{port}"
-    if address is None:
-        why = "there is no IPv6 in the tunnel"
-        if ":" not in host:
-            why = "a name that is not on its list; there is no DNS in the tunnel"
-        doubt()
-        raise _refused(identity, f"{destination} ({why})", destination)
+    address = resolve(life, host, port)
     try:
         stream = make()
     except OSError as error:
-        raise _gone(living, error) from None
+        raise _gone(life, error) from None
     try:
         stream.settimeout(timeout)
         stream.connect((address, port))
     except TimeoutError:
         stream.close()
         raise DestinationUnreachable(
-            f"{destination} did not answer within {timeout:g} s", code="connect_timeout"
+            f"{host}:{port} did not answer within {timeout:g} s", code="connect_timeout"
         ) from None
     except OSError as error:
         stream.close()
-        identity = living()  # an identity that ended meanwhile says so itself
-        if error.errno not in _REFUSED:
-            raise _gone(living, error) from None
-        doubt()
-        if policy.is_granted(identity, address, port):
-            raise DestinationUnreachable(
-                f"{destination} is granted and does not take the connection ({error.strerror})",
-                peer_id=identity.peer_id,
-            ) from None
-        raise _refused(identity, destination, destination) from None
+        raise explain(life, error, host, port) from None
     except BaseException:
         stream.close()
         raise
@@ -92,8 +75,54 @@ def connect(
     return stream
 
 
-def _resolve(identity: Identity, host: str) -> str | None:
-    """The IPv4 address, by what the enrollment told and nothing else."""
+def resolve(life: Lifecycle, host: str, port: int) -> str:
+    """The IPv4 address of a destination, by what the enrollment told and nothing else.
+
+    Raises:
+        Refused: there is none.
+        IdentityExpired: the identity is over.
+    """
+    identity = life.living()
+    if not 0 < port < 65536:
+        raise ValueError(f"{port} is not a TCP port")
+    address, destination = _address(identity, host), f"{host}:{port}"
+    if address is not None:
+        return address
+    why = "there is no IPv6 in the tunnel"
+    if ":" not in host:
+        why = "a name that is not on its list; there is no DNS in the tunnel"
+    reach.doubt(life)
+    raise _refused(identity, f"{destination} ({why})", destination)
+
+
+def explain(life: Lifecycle, error: BaseException, host: str, port: int) -> LatticeError:
+    """The error for a connection that was not made."""
+    try:
+        identity = life.living()
+    except LatticeError as ended:
+        return ended  # an identity that ended meanwhile says so itself
+    number, address, destination = _number(error), _address(identity, host), f"{host}:{port}"
+    if number not in _REFUSED or address is None:
+        return _gone(life, error)
+    reach.doubt(life)
+    if policy.is_granted(facts_of(identity, 0), address, port):
+        return DestinationUnreachable(
+            f"{destination} is granted and does not take the connection ({os.strerror(number)})",
+            peer_id=identity.peer_id,
+        )
+    return _refused(identity, destination, destination)
+
+
+def _number(error: BaseException | None) -> int:
+    """The system's error number, of what lies behind where a library has wrapped it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        error = error.__cause__ or error.__context__
+    return 0
+
+
+def _address(identity: Identity, host: str) -> str | None:
     with contextlib.suppress(ValueError):
         address = ipaddress.ip_address(host)
         four = address if address.version == 4 else address.ipv4_mapped
@@ -104,20 +133,21 @@ def _resolve(identity: Identity, host: str) -> str | None:
 
 def _refused(identity: Identity, told: str, destination: str) -> Refused:
     return Refused(
-        policy.refusal(identity, told),
+        policy.refusal(facts_of(identity, 0), told),
         peer_id=identity.peer_id,
         preset=identity.policy_preset,
         destination=destination,
     )
 
 
-def _gone(living: Callable[[], Identity], error: OSError) -> LatticeError:
+def _gone(life: Lifecycle, error: BaseException) -> LatticeError:
     try:
-        identity = living()
+        identity = life.living()
     except (IdentityClosed, IdentityExpired) as ended:
         return ended
     return TunnelFailed(
-        f"the tunnel's network is not there ({error.strerror or error}); it is being rebuilt",
+        f"the tunnel's network is not there ({getattr(error, 'strerror', None) or error}); "
+        "it is being rebuilt",
         code="network_gone",
         peer_id=identity.peer_id,
         hint="Try again",

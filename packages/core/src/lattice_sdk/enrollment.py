@@ -13,7 +13,7 @@ from typing import ParamSpec
 
 from pydantic import SecretStr
 
-from lattice_sdk import keys, plugins, runtime
+from lattice_sdk import dialect, keys, plugins, runtime
 from lattice_sdk.backends.choice import Wanted
 from lattice_sdk.client import ControlPlane
 from lattice_sdk.clock import now
@@ -27,6 +27,7 @@ from lattice_sdk.errors import (
     ServerError,
     ServerUnreachable,
 )
+from lattice_sdk.handed import Enrolled
 from lattice_sdk.identity import Identity
 from lattice_sdk.statedir import Saved, StateDir
 from lattice_sdk.wire import EnrollRequest, EnrollResponse, RenewRequest
@@ -93,10 +94,12 @@ class Enrollment:
         client: of the control plane, from :meth:`begin` to :meth:`close`.
         key: the current pair.
         resumed: whether a saved identity was taken up.
+        first: an enrollment that was asked for already.
     """
 
     key: keys.KeyPair
     resumed = False
+    first: Enrolled | None = None
     CALL_TIMEOUT = 10.0
 
     def __init__(self, terms: Terms) -> None:
@@ -124,6 +127,9 @@ class Enrollment:
         )
         if self._state is None:
             self.key = keys.generate()
+            if self.first is not None:
+                self.key = keys.from_private(self.first.private_key)
+                self.client.expect(dialect.PATH, self.first.answer, self.first.received)
             return await self._enroll(self.client, terms.timeout)
         return await self._resume(self.client, self._state, saved, may_enroll=token is not None)
 

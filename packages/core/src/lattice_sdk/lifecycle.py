@@ -10,8 +10,9 @@ import concurrent.futures
 import contextlib
 import logging
 import os
+from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from lattice_sdk import plugins, runtime, schedule, wgconfig
@@ -29,12 +30,14 @@ from lattice_sdk.errors import (
     ServerUnreachable,
     TunnelFailed,
 )
+from lattice_sdk.handed import Handed
 from lattice_sdk.identity import Identity
 from lattice_sdk.lease import Lease
 from lattice_sdk.schedule import State
 from lattice_sdk.wire import EnrollResponse, Service
 
 log = logging.getLogger("lattice")
+T = TypeVar("T")
 
 LOOK = 30.0  # seconds at most between looks at the clock: a suspended machine wakes late
 DELETE_BUDGET = 6.0  # seconds for the DELETE of a teardown, attempts and pauses together
@@ -72,6 +75,7 @@ class Lifecycle:
         self.tunnel: Tunnel | None = None
         self.backend = self.backend_reason = ""
         self.ended: str | None = None
+        self.handed = Handed()
         self.refreshed = 0.0
         self.runtime: runtime.Runtime | None = None
         self.companion = companion or Companion()
@@ -99,7 +103,35 @@ class Lifecycle:
                 "an agent is opened once, and this one was", hint="Make a new LatticeAgent"
             )
         self.runtime = runtime.join(self)
+        if self.handed.engine is not None:
+            self.runtime.engine.give(self.handed.engine)
+        self._enrollment.first = self.handed.enrolled
         return self.runtime.submit(self.open())
+
+    def stop(self) -> concurrent.futures.Future[None] | None:
+        """Begin to close; ``None`` where there is nothing to wait for."""
+        if self.runtime is None or self.pid != os.getpid():
+            return None
+        try:
+            return self.runtime.submit(self.close())
+        except IdentityClosed:
+            return None
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Have something done in the background loop, while the identity lives.
+
+        Raises:
+            IdentityClosed: it is not open, or in the parent process.
+            IdentityExpired: its life is over.
+        """
+        try:
+            self.living()
+            if self.runtime is None:
+                raise IdentityClosed(f"the agent {self.terms.name} is closed")
+        except BaseException:
+            work.close()
+            raise
+        return self.runtime.submit(work)
 
     def remaining(self) -> float:
         """Seconds of life left."""
@@ -264,6 +296,9 @@ class Lifecycle:
 
     async def _choose(self) -> Choice:
         assert self.runtime is not None  # noqa: S101 - start() came first
+
+        if self.handed.backend is not None:
+            return Choice((self.handed.backend,))
 
         def chosen() -> Choice:
             offers = plugins.manager().hook.lattice_tunnel_backends()

@@ -15,7 +15,7 @@ from typing import Any
 import httpcore
 import httpx
 
-from lattice_sdk import tunnelled
+from lattice_sdk import direct, tunnelled
 from lattice_sdk.errors import ConfigurationError, LatticeError
 from lattice_sdk.lifecycle import Lifecycle
 
@@ -66,6 +66,14 @@ class _Backend(httpcore.NetworkBackend):
     ) -> httpcore.NetworkStream:
         life = self._life()
         with _as_httpx():
+            if tunnelled.is_plain(life):
+                address = direct.resolve(life, host, port)
+                try:
+                    return self._plain.connect_tcp(
+                        address, port, timeout, socket_options=socket_options
+                    )
+                except httpcore.ConnectError as error:
+                    raise direct.explain(life, error, host, port) from None
             proxy = tunnelled.proxy_of(life)
             request = tunnelled.connect_request(proxy, host, port)
             try:
@@ -102,6 +110,14 @@ class _AsyncBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         life = self._life()
         with _as_httpx():
+            if tunnelled.is_plain(life):
+                address = direct.resolve(life, host, port)
+                try:
+                    return await self._plain.connect_tcp(
+                        address, port, timeout, socket_options=socket_options
+                    )
+                except httpcore.ConnectError as error:
+                    raise direct.explain(life, error, host, port) from None
             proxy = tunnelled.proxy_of(life)
             request = tunnelled.connect_request(proxy, host, port)
             try:

@@ -23,6 +23,17 @@ HEAD_LIMIT = 16 * 1024  # bytes of the proxy's answer before the body
 BODY_LIMIT = 64 * 1024
 
 
+def is_plain(life: Lifecycle) -> bool:
+    """Whether this process's own network is the tunnel, so that there is no proxy to take.
+
+    Raises:
+        IdentityClosed: the agent is not open.
+        IdentityExpired: its life is over.
+    """
+    tunnel = life.living_tunnel()
+    return tunnel.has_sockets and tunnel.proxy is None
+
+
 def proxy_of(life: Lifecycle) -> Proxy:
     """The proxy of a living identity.
 
@@ -58,16 +69,8 @@ def connect(life: Lifecycle, host: str, port: int, timeout: float | None) -> soc
         IdentityExpired: the identity is over, or ended meanwhile.
     """
     tunnel = life.living_tunnel()
-    if tunnel.sockets is not None:
-        path = tunnel.sockets
-
-        def make() -> socket.socket:
-            return _handed_out(path)
-
-        def doubt() -> None:
-            reach.doubt(life)
-
-        return direct.connect(life.living, make, host, port, timeout, doubt)
+    if tunnel.has_sockets:
+        return direct.connect(life, tunnel.new_socket, host, port, timeout)
     proxy = proxy_of(life)
     request = connect_request(proxy, host, port)
     try:
@@ -98,15 +101,6 @@ def connect(life: Lifecycle, host: str, port: int, timeout: float | None) -> soc
     stream.settimeout(None)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return stream
-
-
-def _handed_out(path: str) -> socket.socket:
-    from lattice_engine import EngineError, namespace_socket
-
-    try:
-        return namespace_socket(path)
-    except EngineError as error:
-        raise OSError(error.detail) from None
 
 
 def connect_request(proxy: Proxy, host: str, port: int) -> bytes:

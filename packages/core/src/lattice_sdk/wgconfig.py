@@ -6,15 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import SecretStr
 
-DEFAULT_MTU = 1420  # wg-quick's for an underlay of 1500 bytes
-_KNOWN = {
-    "interface": {"privatekey", "address", "mtu", "dns", "listenport"},
-    "peer": {"publickey", "presharedkey", "endpoint", "allowedips", "persistentkeepalive"},
-}
+from lattice_sdk.wgtext import DEFAULT_MTU, WireGuardConfigError, many, number, sections
 
-
-class WireGuardConfigError(ValueError):
-    """The text is not a configuration that a tunnel can be made of. Never quotes its values."""
+__all__ = ["DEFAULT_MTU", "WireGuardConfig", "WireGuardConfigError", "parse"]
 
 
 @dataclass(frozen=True)
@@ -78,66 +72,24 @@ def parse(text: str) -> WireGuardConfig:
         WireGuardConfigError: it has no ``[Interface]`` with an address, not exactly one ``[Peer]``
             with key, endpoint and allowed addresses, or a line that means something unknown.
     """
-    sections: dict[str, dict[str, list[str]]] = {}
-    current: dict[str, list[str]] | None = None
-    name = ""
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.partition("#")[0].strip()
-        if not line:
-            continue
-        if line.startswith("[") and line.endswith("]"):
-            name = line[1:-1].strip().lower()
-            if name not in _KNOWN or name in sections:
-                raise WireGuardConfigError(f"line {number}: a second or an unknown section")
-            current = sections[name] = {}
-            continue
-        key, separator, value = (part.strip() for part in line.partition("="))
-        if current is None or not separator or key.lower() not in _KNOWN[name]:
-            # A command such as PostUp is not for a server to choose.
-            raise WireGuardConfigError(f"line {number} is not a setting that is known here")
-        current.setdefault(key.lower(), []).append(value)
-    return _build(sections.get("interface", {}), sections.get("peer", {}))
-
-
-def _build(interface: dict[str, list[str]], peer: dict[str, list[str]]) -> WireGuardConfig:
-    for section, values, needed in (
-        ("Interface", interface, ("Address",)),
-        ("Peer", peer, ("PublicKey", "Endpoint", "AllowedIPs")),
-    ):
-        missing = [key for key in needed if not any(values.get(key.lower(), []))]
-        if missing:
-            raise WireGuardConfigError(f"[{section}] lacks {', '.join(missing)}")
+    interface, peer = sections(text)
     return WireGuardConfig(
-        addresses=_many(interface, "address"),
+        addresses=many(interface, "address"),
         public_key=peer["publickey"][-1],
         endpoint=peer["endpoint"][-1],
-        allowed_ips=_many(peer, "allowedips"),
+        allowed_ips=many(peer, "allowedips"),
         private_key=_secret(interface, "privatekey"),
         preshared_key=_secret(peer, "presharedkey"),
-        mtu=_number(interface, "mtu") or DEFAULT_MTU,
-        keepalive=_number(peer, "persistentkeepalive") or 0,
-        dns=_many(interface, "dns"),
-        listen_port=_number(interface, "listenport"),
+        mtu=number(interface, "mtu") or DEFAULT_MTU,
+        keepalive=number(peer, "persistentkeepalive") or 0,
+        dns=many(interface, "dns"),
+        listen_port=number(interface, "listenport"),
     )
-
-
-def _many(section: dict[str, list[str]], key: str) -> tuple[str, ...]:
-    parts = (part.strip() for value in section.get(key, []) for part in value.split(","))
-    return tuple(part for part in parts if part)
 
 
 def _secret(section: dict[str, list[str]], key: str) -> SecretStr | None:
     values = section.get(key, [])
     return SecretStr(values[-1]) if values and values[-1] else None
-
-
-def _number(section: dict[str, list[str]], key: str) -> int | None:
-    values = section.get(key, [])
-    if not values or values[-1].lower() == "off":
-        return None
-    if not values[-1].isdecimal():
-        raise WireGuardConfigError(f"{key} is not a number")
-    return int(values[-1])
 
 
 def _revealed(secret: SecretStr | None) -> str:

@@ -11,6 +11,8 @@ from urllib.parse import quote
 from lattice_sdk.errors import BackendUnavailable
 
 if TYPE_CHECKING:
+    import socket
+
     from pydantic import SecretStr
 
     from lattice_sdk.identity import Identity
@@ -107,14 +109,13 @@ class Tunnel(ABC):
         phases: seconds of its making, by name.
         proxy: the way in, for backends that have one.
         isolation: what bounds the network of programs that are started with it.
-        sockets: where sockets of its network are handed out, for backends that have one of their
-            own; a path of :func:`lattice_engine.namespace_socket`.
+        has_sockets: whether :meth:`new_socket` works.
     """
 
     phases: Mapping[str, float]
     proxy: Proxy | None = None
     isolation: Isolation = "none"
-    sockets: str | None = None
+    has_sockets = False
 
     async def update(self, spec: TunnelSpec) -> None:
         """Take over a renewal, without a break in connections."""
@@ -131,6 +132,14 @@ class Tunnel(ABC):
         raise BackendUnavailable(
             "this needs a tunnel backend with an engine", hint="Use backend='userspace'"
         )
+
+    def new_socket(self) -> socket.socket:
+        """An unconnected TCP socket of the tunnel's network. Any thread.
+
+        Raises:
+            OSError: that network has gone, or there is none of its own.
+        """
+        raise OSError(f"a tunnel of the kind {self.isolation} has no network of its own")
 
     def launcher_spec(self) -> str:
         """Path of what the launcher needs to run programs with this tunnel. Any thread.

@@ -49,12 +49,13 @@ class InterfaceTunnel(UserspaceTunnel):
     """A tunnel that ends in an interface."""
 
     isolation: Isolation = "interface"
+    has_sockets = True
 
     def __init__(
         self, engine: EngineHost, peer_id: str, proxy: Proxy, answer: dict[str, Any]
     ) -> None:
         super().__init__(engine, peer_id, proxy, answer.get("phases") or {})
-        self.sockets = str(answer["network"]["sockets"])
+        self._sockets = str(answer["network"]["sockets"])
 
     def _told(self) -> Spec:
         return Spec(PLAIN)

@@ -15,8 +15,8 @@ from lattice_sdk.enginehost import EngineHost
 from lattice_sdk.errors import BackendUnavailable, TunnelFailed
 from lattice_sdk.sandbox import machine
 from lattice_sdk.sandbox.facts import facts_of
-from lattice_sdk.sandbox.home import secret_places
-from lattice_sdk.sandbox.spec import NAMESPACE, Spec
+from lattice_sdk.sandbox.home import Home, namespace_spec
+from lattice_sdk.sandbox.spec import Spec
 
 # Of the engine: what it says of the machine, and not of this tunnel.
 INCAPABLE = frozenset(
@@ -64,39 +64,40 @@ class NamespaceTunnel(UserspaceTunnel):
     """A tunnel whose other end is in a network namespace of its own."""
 
     isolation: Isolation = "namespace"
+    has_sockets = True
 
     def __init__(
         self, engine: EngineHost, peer_id: str, proxy: Proxy, answer: dict[str, Any]
     ) -> None:
         super().__init__(engine, peer_id, proxy, answer.get("phases") or {})
-        network = answer["network"]
-        self.sockets = str(network["sockets"])
-        self._namespace: dict[str, Any] = network["namespace"]
-        self._masked: list[str] = []
+        self._sockets = str(answer["network"]["sockets"])
+        self._answer = answer
+        self._secret_files: tuple[str, ...] = ()
         self._watched = -1
 
-    def settle(self, spec: TunnelSpec) -> None:
+    def settle(self, spec: TunnelSpec, home: Home | None = None) -> None:
         """Make what the launcher needs.
+
+        Args:
+            spec: of the tunnel.
+            home: where that has been made already.
 
         Raises:
             OSError: the files cannot be written.
         """
-        self._masked = secret_places(self._directory, spec.secret_files)
+        self._secret_files = spec.secret_files
         self._facts = facts_of(spec.identity, spec.expires_in())
+        self._home = home
         self.launcher_spec()
 
     def _told(self) -> Spec:
-        told = Spec(NAMESPACE)
-        told.user, told.net = self._namespace["user"], self._namespace["net"]
-        told.cookie, told.keeper = int(self._namespace["cookie"]), int(self._namespace["pid"])
-        told.masked = self._masked
-        return told
+        return namespace_spec(self._answer, self._directory, self._secret_files)
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         """Also when the namespaces' keeper ends alone."""
         super().on_lost(callback)
         with contextlib.suppress(OSError):
-            self._watched = os.pidfd_open(self._namespace["pid"])
+            self._watched = os.pidfd_open(self._answer["network"]["namespace"]["pid"])
             asyncio.get_running_loop().add_reader(self._watched, self._keeper_ended)
 
     async def update(self, spec: TunnelSpec) -> None:

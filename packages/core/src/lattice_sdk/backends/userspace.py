@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,10 +14,11 @@ from typing import Any
 from pydantic import SecretStr
 
 from lattice_engine import EngineError, engine_path
-from lattice_sdk import network, policy, runtime
+from lattice_sdk import enginebody, network, runtime
 from lattice_sdk.backends.base import Isolation, Proxy, Tunnel, TunnelBackend, TunnelSpec
 from lattice_sdk.enginehost import EngineHost, engine_failed
 from lattice_sdk.errors import LatticeError, TunnelFailed
+from lattice_sdk.sandbox.facts import facts_of
 from lattice_sdk.sandbox.home import Home
 from lattice_sdk.sandbox.spec import PROXY, Spec
 
@@ -143,6 +145,7 @@ class UserspaceTunnel(Tunnel):
         self._engine_pid = engine.pid
         self._lost: Callable[[], None] | None = None
         self._closed = False
+        self._sockets: str | None = None
         self._directory = engine.directory
         self._facts: dict[str, Any] = {}
         self._home: Home | None = None
@@ -153,6 +156,17 @@ class UserspaceTunnel(Tunnel):
         """When the engine dies, or says that it has no such tunnel."""
         self._lost = callback
         self._engine.on_death(callback)
+
+    def new_socket(self) -> socket.socket:
+        """See :meth:`Tunnel.new_socket`."""
+        from lattice_engine import namespace_socket
+
+        if self._sockets is None:
+            return super().new_socket()
+        try:
+            return namespace_socket(self._sockets)
+        except EngineError as error:
+            raise OSError(error.detail) from None
 
     def launcher_spec(self) -> str:
         """See :meth:`Tunnel.launcher_spec`."""
@@ -177,7 +191,7 @@ class UserspaceTunnel(Tunnel):
     async def update(self, spec: TunnelSpec) -> None:
         """New deadline, revoke, names and policy; connections stay."""
         try:
-            await self.request("patch_tunnel", changes(spec))
+            await self.request("patch_tunnel", _changes(spec))
         except EngineError as error:
             if error.code in _GONE and self._lost is not None:
                 self._lost()
@@ -223,56 +237,34 @@ class UserspaceTunnel(Tunnel):
         network.own_proxy(self.proxy.host, self.proxy.port, known=False)
 
 
-def changes(spec: TunnelSpec) -> dict[str, Any]:
+def _changes(spec: TunnelSpec) -> dict[str, Any]:
     """The body of a ``PATCH``: what a renewal may change."""
-    identity = spec.identity
-    body: dict[str, Any] = {
-        "expiresIn": max(0.001, spec.expires_in()),
-        "hosts": identity.hosts,
-        "policy": {"preset": identity.policy_preset, "grants": policy.grants(identity)},
-    }
-    if spec.names is not None:
+    left, revoke, names = spec.expires_in(), spec.revoke, spec.names
+    body = enginebody.changes(
+        facts_of(spec.identity, left),
+        left,
+        enginebody.revocation(revoke.url, revoke.token.get_secret_value(), revoke.ca_file)
+        if revoke is not None
+        else None,
+    )
+    if names is not None:
         body["names"] = {
-            "patterns": list(spec.names.patterns),
-            "url": spec.names.url,
-            "headers": {"Authorization": f"Bearer {spec.names.token.get_secret_value()}"},
-            "caFile": spec.names.ca_file,
-        }
-    if spec.revoke is not None:
-        body["revoke"] = {
-            "url": spec.revoke.url,
-            "method": "DELETE",
-            "headers": {"Authorization": f"Bearer {spec.revoke.token.get_secret_value()}"},
-            "caFile": spec.revoke.ca_file,
+            "patterns": list(names.patterns),
+            "url": names.url,
+            "headers": {"Authorization": f"Bearer {names.token.get_secret_value()}"},
+            "caFile": names.ca_file,
         }
     return body
 
 
 def _body(spec: TunnelSpec, proxy: Proxy) -> dict[str, Any]:
-    config = spec.config
-    assert config is not None  # noqa: S101 - looked at in open()
-    key, preshared = config.private_key, config.preshared_key
-    body = changes(spec) | {
-        "interface": {
-            "privateKey": key.get_secret_value() if key else "",
-            "addresses": list(config.addresses),
-            "mtu": config.mtu,
-        },
-        "peer": {
-            "publicKey": config.public_key,
-            "presharedKey": preshared.get_secret_value() if preshared else "",
-            "endpoint": config.endpoint,
-            "allowedIPs": list(config.allowed_ips),
-            "persistentKeepalive": config.keepalive,
-        },
-        "proxy": {
-            "username": proxy.username,
-            "password": proxy.password.get_secret_value(),
-            "port": proxy.port,
-        },
+    assert spec.config is not None  # noqa: S101 - looked at in open()
+    body = _changes(spec) | enginebody.wireguard(spec.config.render().get_secret_value(), "")
+    body["proxy"] = {
+        "username": proxy.username,
+        "password": proxy.password.get_secret_value(),
+        "port": proxy.port,
     }
     if spec.router:
         body["router"] = True
-    if spec.identity.gateway_ip:
-        body["probe"] = {"address": spec.identity.gateway_ip, "timeout": spec.timeout}
-    return body
+    return body | enginebody.probe(facts_of(spec.identity, 0), spec.timeout)

@@ -1,25 +1,30 @@
-"""What a program in a sandbox may know of the identity: everything but its secrets."""
+"""What may be known of an identity in a sandbox, and tells its engine what it reaches: no secrets.
+
+A document of JSON, with the names of the wire.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
-from typing import Any
-
-from pydantic import SecretStr
-
 from lattice_sdk.clock import now
-from lattice_sdk.identity import Identity
-from lattice_sdk.wire import AllowRule, Service
+
+TYPE_CHECKING = False  # as typing has it, without the time that importing that takes
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from lattice_sdk.identity import Identity
+
+    Facts = Mapping[str, Any]
 
 VERSION = 1
+_OF_THE_ANSWER = ("peerId", "workspaceId", "gatewayIP", "ingress", "expiresAt")
 
 
 def facts_of(identity: Identity, remaining: float) -> dict[str, Any]:
-    """The identity as JSON.
+    """The facts of an identity.
 
     Args:
-        identity: whose programs they are.
+        identity: whose programs they are for.
         remaining: seconds of life left.
     """
     return {
@@ -40,12 +45,51 @@ def facts_of(identity: Identity, remaining: float) -> dict[str, Any]:
     }
 
 
-def identity_of(facts: Mapping[str, Any]) -> tuple[Identity, float]:
+def facts_of_answer(
+    answer: Mapping[str, Any], *, asked: Mapping[str, Any], server: str, deadline: float
+) -> dict[str, Any]:
+    """The facts of an enrollment, before it has become an :class:`Identity`.
+
+    Args:
+        answer: the control plane's.
+        asked: the body of the request.
+        server: the control plane's URL.
+        deadline: of the identity, on the monotonic clock.
+
+    Raises:
+        KeyError: the answer lacks what an answer has.
+    """
+    return {
+        "version": VERSION,
+        **{name: answer.get(name) for name in _OF_THE_ANSWER},
+        "agentName": asked["agentName"],
+        "policyPreset": answer.get("policyPreset") or asked["policyPreset"],
+        "overlayIP": answer["overlayIP"].partition("/")[0],
+        "server": server,
+        "services": answer.get("services") or [],
+        "allow": asked.get("allow") or [],
+        "deadline": deadline,
+    }
+
+
+def hosts(facts: Facts) -> dict[str, str]:
+    """Overlay addresses by host name."""
+    return {name: one["address"] for one in facts["services"] for name in one["hostnames"]}
+
+
+def identity_of(facts: Facts) -> tuple[Identity, float]:
     """The identity without its secrets, and its deadline on the monotonic clock.
 
     Raises:
         ValueError: these are no facts of an identity.
     """
+    from datetime import datetime
+
+    from pydantic import SecretStr
+
+    from lattice_sdk.identity import Identity
+    from lattice_sdk.wire import AllowRule, Service
+
     if facts.get("version") != VERSION:
         raise ValueError("they are of another version of lattice-sdk")
     try:

@@ -21,6 +21,7 @@ class First:
         name: of the program, to be executed.
         arguments: of the program, its name as it is to see it first.
         signals: as they were.
+        early: signals that came before this process was there.
         unix_sockets: whether the program may make them.
         kept: descriptors for the program.
         told: pipe to the launcher.
@@ -35,13 +36,14 @@ class First:
         arguments: list[str],
         signals: Signals,
         *,
+        early: list[int],
         unix_sockets: bool,
         kept: set[int],
         told: int,
         orders: int,
         family: bool,
     ) -> None:
-        self._spec, self._signals = spec, signals
+        self._spec, self._signals, self._early = spec, signals, early
         self._name, self._arguments = name, arguments
         self._unix_sockets, self._kept = unix_sockets, kept
         self._told, self._orders, self._family = told, orders, family
@@ -83,6 +85,7 @@ class First:
 
     def _start(self) -> None:
         reading, writing = os.pipe2(os.O_CLOEXEC)
+        in_group = kernel.take_all()
         self._program = os.fork()
         if self._program == 0:
             try:
@@ -106,6 +109,11 @@ class First:
         kernel.close_others({0, 1, 2, self._told, self._orders})
         os.chdir("/")
         wire.send(self._told, wire.STARTED)
+        for number in in_group:
+            self._expect(number, False)
+            self._expect(number, True)
+        for number in (*self._early, *in_group):
+            os.kill(self._program, number)
 
     def _attend(self) -> None:
         waiting, children = select.poll(), kernel.signal_descriptor((kernel.SIGCHLD,))
@@ -136,9 +144,13 @@ class First:
             return False
         if kernel.take(number):
             if self._family:
-                self._expected[number, not by_parent] = time.monotonic() + PATIENCE
+                self._expect(number, not by_parent)
             return True
         return time.monotonic() < self._expected.pop((number, by_parent), 0.0)
+
+    def _expect(self, number: int, by_parent: bool) -> None:
+        """The program has this signal, and somebody else may report it as well."""
+        self._expected[number, by_parent] = time.monotonic() + PATIENCE
 
     def _is_past(self, number: int, stops: int) -> bool:
         """Whether what the signal asks for has been overtaken: to stop by going on, or the other.

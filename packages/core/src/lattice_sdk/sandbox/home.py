@@ -15,8 +15,7 @@ import sys
 import time
 import weakref
 
-from lattice_sdk.sandbox.spec import NAMESPACE, Spec
-from lattice_sdk.sandbox.view import HOME, HOSTS, IDENTITY, RESOLV
+from lattice_sdk.sandbox.spec import HOME, HOSTS, IDENTITY, INSIDE, NAMESPACE, RESOLV, Spec
 
 TYPE_CHECKING = False  # as typing has it, without the time that importing that takes
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "enter.py")
-INSIDE = "LATTICE_SANDBOX"  # names the file with the identity to a program inside
 END_TIMEOUT = 5.0  # seconds for programs to be gone once they are killed
 _LOOK = 0.005  # seconds between looks at whether they are
 _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?\.?")
@@ -114,6 +112,23 @@ def hosts_file(facts: Mapping[str, Any]) -> str:
         if names and re.fullmatch(r"[0-9.]+", service.get("address", "")):
             lines.append(" ".join([service["address"], *names]))
     return "\n".join(lines) + "\n"
+
+
+def namespace_spec(
+    tunnel: Mapping[str, Any], engine: str, secret_files: Iterable[str | None]
+) -> Spec:
+    """What the launcher is told of a tunnel with a network namespace.
+
+    Args:
+        tunnel: the engine's answer about it.
+        engine: the engine's directory.
+        secret_files: where settings keep credentials.
+    """
+    namespace, spec = tunnel["network"]["namespace"], Spec(NAMESPACE)
+    spec.user, spec.net = str(namespace["user"]), str(namespace["net"])
+    spec.cookie, spec.keeper = int(namespace["cookie"]), int(namespace["pid"])
+    spec.masked = secret_places(engine, secret_files)
+    return spec
 
 
 def secret_places(engine: str, named: Iterable[str | None]) -> list[str]:

@@ -208,6 +208,13 @@ def take(number: int) -> bool:
     return bool(_libc.sigtimedwait(wanted, None, ctypes.byref(at_once)) == number)
 
 
+def take_all() -> list[int]:
+    """Take all pending signals but those of children."""
+    return [
+        number for number in SIGNALS if number != SIGCHLD and is_pending(number) and take(number)
+    ]
+
+
 def _signal_set(numbers: tuple[int, ...] | range) -> "ctypes.Array[ctypes.c_ulong]":
     made = _SignalSet()
     _libc.sigemptyset(ctypes.byref(made))

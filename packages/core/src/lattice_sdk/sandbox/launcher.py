@@ -58,11 +58,12 @@ class Options:
 def main(words: list[str]) -> None:
     """Run a program; does not return."""
     report = -1
+    signals = Signals()  # what comes before the program is there is kept for it
     _occupy()
     try:
         options = Options(words)
         report = options.report
-        _run(options)
+        _run(options, signals)
     except Trouble as trouble:
         _tell(report, trouble)
         os._exit(trouble.status)
@@ -77,7 +78,7 @@ def _occupy() -> None:
             os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
 
-def _run(options: Options) -> None:
+def _run(options: Options, signals: Signals) -> None:
     if options.leash:
         kernel.die_with_parent()
     try:
@@ -96,10 +97,9 @@ def _run(options: Options) -> None:
                 number=error.errno or 0,
             ) from None
     if spec.kind in (specs.NAMESPACE, specs.PROBE):
-        Launcher(spec, options).run()
+        Launcher(spec, options, signals).run()
     if options.report >= 0:
         os.set_inheritable(options.report, False)
-    signals = Signals()
     signals.restore()
     become(options.name, options.arguments, environment(spec.variables))
 
@@ -107,8 +107,8 @@ def _run(options: Options) -> None:
 class Launcher:
     """Drives one sandbox from outside."""
 
-    def __init__(self, spec: specs.Spec, options: Options) -> None:
-        self._spec, self._options = spec, options
+    def __init__(self, spec: specs.Spec, options: Options, signals: Signals) -> None:
+        self._spec, self._options, self._signals = spec, options, signals
         self._first = 0
         self._parent = os.getppid()
         self._family = self._parent > 0 and os.getpgid(self._parent) == os.getpgrp()
@@ -126,7 +126,6 @@ class Launcher:
         for descriptor in (0, 1, 2, *kept):
             descriptors.check(descriptor)
         keeper, lifeline = self._watch()
-        signals = Signals()
         if self._spec.kind == specs.PROBE:
             self._make()
         else:
@@ -135,6 +134,7 @@ class Launcher:
             kernel.unshare(kernel.CLONE_NEWPID)
         told, telling = os.pipe2(os.O_CLOEXEC)
         ordered, self._orders = os.pipe2(os.O_CLOEXEC)
+        early = kernel.take_all()
         self._first = os.fork()
         if self._first == 0:
             os.close(told)
@@ -143,7 +143,8 @@ class Launcher:
                 self._spec,
                 self._options.name,
                 self._options.arguments,
-                signals,
+                self._signals,
+                early=early,
                 unix_sockets=self._options.unix_sockets,
                 kept=kept,
                 told=telling,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import tempfile
 
 from lattice_sdk.sandbox import trouble
 from lattice_sdk.sandbox.home import Home, command
@@ -34,18 +32,24 @@ def forbids() -> str | None:
     return None
 
 
-def doubts() -> str | None:
-    """Where something looks as in a container, what an attempt says; ``None`` if all is well."""
-    if any(
+def is_doubtful() -> bool:
+    """Whether something looks as in a container, where a part of ``/proc`` is hidden."""
+    return any(
         target.startswith("/proc/") and not target.startswith(_HARMLESS)
         for _, target, _, _ in trouble.mounts()
-    ):
-        return attempt()
-    return None
+    )
+
+
+def doubts() -> str | None:
+    """Where something looks as in a container, what an attempt says; ``None`` if all is well."""
+    return attempt() if is_doubtful() else None
 
 
 def attempt() -> str | None:
     """Make a sandbox for real, with no tunnel in it; why it does not work, ``None`` if it does."""
+    import subprocess
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="lattice-probe-") as name:
         spec = Spec(PROBE)
         spec.keeper = os.getpid()

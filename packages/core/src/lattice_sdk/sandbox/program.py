@@ -4,6 +4,7 @@ import errno
 import os
 
 from lattice_sdk.sandbox import kernel
+from lattice_sdk.sandbox.spec import INSIDE
 from lattice_sdk.sandbox.trouble import NOT_EXECUTABLE, NOT_FOUND, Trouble
 
 _DEFAULT_PATH = "/bin:/usr/bin"  # as execvp(3) has it
@@ -34,7 +35,8 @@ def environment(variables: dict[str, str], *, runtime_dir: str = "") -> dict[byt
 
 def is_withheld(name: str) -> bool:
     """Whether a variable of this name is not for programs of an agent."""
-    return name.startswith("LATTICE_") or name.lower() in _PROXIES
+    ours = name.startswith("LATTICE_") and name != INSIDE
+    return ours or name.lower() in _PROXIES
 
 
 class Signals:

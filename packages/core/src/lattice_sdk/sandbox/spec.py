@@ -7,6 +7,10 @@ character but zero, and the launcher has no time to load a parser.
 import os
 
 VERSION = "1"
+HOME = "/run/lattice"  # inside, of these:
+HOSTS, RESOLV, IDENTITY = "hosts", "resolv.conf", "identity.json"
+INSIDE = "LATTICE_SANDBOX"  # names the file with the identity to a program inside
+HERE = "-"  # in the place of a path: run the program where the launcher is
 NAMESPACE, PROXY, PLAIN, PROBE = "namespace", "proxy", "plain", "probe"
 
 
@@ -34,27 +38,32 @@ class Spec:
         self.masked: list[str] = []
         self.variables: dict[str, str] = {}
 
-    def write(self, path: str) -> None:
-        """Make the file; what was there is replaced as a whole."""
+    def __bytes__(self) -> bytes:
+        """The file's content."""
         pairs = [("version", VERSION), ("kind", self.kind), ("user", self.user)]
         pairs += [("net", self.net), ("lifeline", self.lifeline), ("view", self.view)]
         pairs += [("cookie", str(self.cookie)), ("keeper", str(self.keeper))]
         pairs += [("mask", each) for each in self.masked]
         pairs += [("set", f"{name}={value}") for name, value in self.variables.items()]
-        data = b"".join(os.fsencode(text) + b"\0" for pair in pairs for text in pair)
+        return b"".join(os.fsencode(text) + b"\0" for pair in pairs for text in pair)
+
+    def write(self, path: str) -> None:
+        """Make the file; what was there is replaced as a whole."""
         descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            file.write(bytes(self))
         os.replace(f"{path}.new", path)
 
 
 def read(path: str) -> Spec:
-    """Read what :meth:`Spec.write` wrote.
+    """Read what :meth:`Spec.write` wrote; ``HERE`` for a program of one in a sandbox.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is not such a file.
     """
+    if path == HERE:
+        return Spec(PLAIN)
     with open(path, "rb", buffering=0) as file:
         words = [os.fsdecode(word) for word in file.read().split(b"\0")]
     pairs = list(zip(words[:-1:2], words[1:-1:2], strict=True))

@@ -7,11 +7,9 @@ namespace. Nothing here touches the machine's mounts.
 import os
 
 from lattice_sdk.sandbox import kernel
-from lattice_sdk.sandbox.spec import Spec
+from lattice_sdk.sandbox.spec import HOSTS, RESOLV, Spec
 from lattice_sdk.sandbox.trouble import Step, Trouble, cause, masked_proc, mounts
 
-HOSTS, RESOLV, IDENTITY = "hosts", "resolv.conf", "identity.json"
-HOME = "/run/lattice"  # of the view inside
 _STRICT = kernel.ATTR_READ_ONLY | kernel.ATTR_NOSUID | kernel.ATTR_NODEV | kernel.ATTR_NOEXEC
 _QUIET = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
 # uid 0 owns these files, and needs no capability to write them: what a crash starts outside, say.
