@@ -215,9 +215,13 @@ def test_doctor_proves_a_tunnel_and_leaves_nothing(member: Shell) -> None:
     report = json.loads(done.stdout)
     assert report["ok"] is True
     assert report["can"]["userspace"] is True
+    assert report["can"]["netns"] is True
     assert "tunnel" in {check["check"] for check in report["checks"]}
     assert not [check for check in report["checks"] if check["verdict"] == "failed"]
     wait_for("its peer to be gone", lambda: "doctor" not in member.run("peers", "list").stdout)
+
+
+TUNNELS = {"sandbox", "interface"}
 
 
 @pytest.mark.parametrize(
@@ -225,7 +229,7 @@ def test_doctor_proves_a_tunnel_and_leaves_nothing(member: Shell) -> None:
     [
         ({"LATTICE_SERVER": "http://127.0.0.1:9"}, {"control plane"}, {"clock", "token", "tunnel"}),
         ({"LATTICE_TOKEN": "lt-somebody-elses"}, {"token"}, {"tunnel"}),
-        ({"LATTICE_ENGINE": "/nonexistent"}, {"engine", "tunnel"}, {"gateway"}),
+        ({"LATTICE_ENGINE": "/nonexistent"}, {"engine", "tunnel"}, {"gateway", *TUNNELS}),
     ],
     ids=["server", "token", "engine"],
 )
@@ -244,6 +248,26 @@ def test_doctor_names_what_failed_and_what_to_change(
     assert told.returncode == 1
     for secret in (member.environment["LATTICE_TOKEN"], "lt-somebody-elses"):
         assert secret not in done.stdout + done.stderr + told.stdout + told.stderr
+
+
+def test_doctor_says_what_forbids_sandboxes(member: Shell) -> None:
+    """As in a container whose /proc is masked."""
+    if os.getuid() != 0:
+        pytest.skip("changes the machine's mounts")
+    command = [sys.executable, "-m", "lattice_sdk", "doctor", "--output", "json"]
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-ec", 'mount -t tmpfs t /proc/bus; exec "$@"', "sh", *command],
+        env=member.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    report = json.loads(done.stdout)
+    assert report["can"]["netns"] is False
+    found = next(check for check in report["checks"] if check["check"] == "sandbox")
+    assert found["verdict"] == "missing"
+    assert "/proc/bus hides a part of /proc" in found["detail"]
 
 
 def test_plugins_and_versions_are_listed(member: Shell) -> None:

@@ -79,7 +79,12 @@ def machine() -> Iterator[Check]:
         "the kernel makes WireGuard interfaces",
         "not needed: the engine has its own. For speed: modprobe wireguard",
     )
-    yield _gateway() if engine.verdict is Verdict.ok else _skipped("gateway", "no engine")
+    if engine.verdict is not Verdict.ok:
+        for name in ("sandbox", "interface", "gateway"):
+            yield _skipped(name, "no engine")
+        return
+    yield from _networks()
+    yield _gateway()
 
 
 def control_plane(session: Session, *, tunnel: bool) -> Iterator[Check]:
@@ -156,6 +161,38 @@ def _net_admin() -> bool | str:
     return "unknown"
 
 
+def _networks() -> Iterator[Check]:
+    """What a tunnel can end in here, and whether programs can be put into it, for real."""
+    from lattice_engine import EngineError, EngineProcess
+    from lattice_sdk.sandbox import machine as sandboxes
+
+    try:
+        with EngineProcess.start_netstack() as engine:
+            networks = engine.client.networks()
+    except EngineError as error:
+        for name in ("sandbox", "interface"):
+            yield Check(name, Verdict.failed, error.detail)
+        return
+    namespace, interface = networks["namespace"], networks["interface"]
+    why = sandboxes.forbids() or (None if namespace["able"] else namespace["detail"])
+    why = why or sandboxes.attempt()
+    if why is None:
+        device = _DEVICES.get(namespace.get("device", ""), "its device")
+        detail = f"programs can have a network of nothing but the tunnel, {device}"
+        yield Check("sandbox", Verdict.ok, detail)
+    else:
+        change = "as it says. Until then programs get a proxy, and could use this machine's network"
+        yield Check("sandbox", Verdict.missing, why, change)
+    if interface["able"]:
+        yield Check("interface", Verdict.ok, "the backend interface works here")
+    else:
+        change = "needed for backend='interface' alone: run it with CAP_NET_ADMIN"
+        yield Check("interface", Verdict.missing, interface["detail"], change)
+
+
+_DEVICES = {"tun": "a TUN", "packet": "a veth pair", "kernel": "the kernel's WireGuard"}
+
+
 def _gateway() -> Check:
     """A gateway's data plane in a namespace of its own: TUN, nftables, conntrack, for real."""
     from lattice_engine import EngineError, EngineProcess
@@ -178,7 +215,7 @@ def _gateway() -> Check:
                 engine.client.put_state({"revision": 1, "upsert": [], "remove": []})
         except EngineError as error:
             return Check("gateway", Verdict.missing, error.detail, change)
-    device = {"tun": "a TUN", "packet": "a veth pair"}.get(status.get("device", ""), "its device")
+    device = _DEVICES.get(status.get("device", ""), "its device")
     detail = f"runs here without touching the host's network: {device}, nftables with timeouts"
     return Check("gateway", Verdict.ok, detail)
 

@@ -40,6 +40,8 @@ def doctor(
     verdict = {check.name: check.verdict for check in found}
     can = {
         "userspace": verdict["engine"] is Verdict.ok,
+        "netns": verdict["sandbox"] is Verdict.ok,
+        "interface": verdict["interface"] is Verdict.ok,
         "gateway": verdict["gateway"] is Verdict.ok,
         "hostGateway": verdict["engine"] is verdict["CAP_NET_ADMIN"] is Verdict.ok,
     }
@@ -48,7 +50,13 @@ def doctor(
         items = [check.document() for check in found]
         show_document({"ok": not failed, "can": can, "checks": items}, session.output)
     else:
-        names = {"userspace": "agents", "gateway": "a gateway", "hostGateway": "a host gateway"}
+        names = {
+            "userspace": "agents",
+            "netns": "their programs in sandboxes",
+            "interface": "a tunnel as an interface",
+            "gateway": "a gateway",
+            "hostGateway": "a host gateway",
+        }
         able = ", ".join(names[key] for key, value in can.items() if value)
         typer.echo(f"\nThis machine can run: {able or 'nothing of Lattice'}")
     if failed:
