@@ -4,9 +4,11 @@ Names are imported when they are first used, so that ``import lattice_sdk`` cost
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as typing has it, without the time that importing that takes
 if TYPE_CHECKING:
+    from typing import Any
+
     from lattice_sdk.agent import LatticeAgent
     from lattice_sdk.client import ControlPlane
     from lattice_sdk.connector import NetworkConnector, ServiceConnector
@@ -81,7 +83,7 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)

@@ -12,6 +12,8 @@ from lattice_sdk.cli.connect import connect
 from lattice_sdk.cli.egress import egress
 from lattice_sdk.cli.enroll import enroll
 from lattice_sdk.cli.events import denials, events
+from lattice_sdk.cli.events import events
+from lattice_sdk.cli.exec import exec_
 from lattice_sdk.cli.failures import LatticeGroup, report_defect
 from lattice_sdk.cli.policy import policy
 from lattice_sdk.cli.trusts import trusts
@@ -58,6 +60,7 @@ def build() -> typer.Typer:
     )
     app.callback(epilog=EPILOG)(root)
     notify("lattice_cli", app=app)
+    app.command("exec", context_settings={"allow_interspersed_args": False})(exec_)
     app.command()(enroll)
     app.command()(connect)
     app.command()(egress)
