@@ -133,6 +133,10 @@ CASES: list[tuple[dict[str, str], str, list[str], bool]] = [
     ({**GOOD, "https_proxy": "http://proxy.example:3128"}, "", [], False),
     ({**GOOD, "LATTICE_DISABLE_PLUGINS": "0"}, "", [], True),
     (GOOD, "", ["--forward", "80:80"], False),
+    (GOOD, "", ["--allow", "*.example.org:443"], False),
+    ({**GOOD, "LATTICE_SOMETHING_NEW": "x"}, "", [], False),
+    ({**GOOD, "LATTICE_SERVER_PORT": "8420", "LATTICE_DEBUG": "1"}, "", [], True),
+    (GOOD, 'something_new = "x"', [], False),
 ]
 
 
@@ -171,7 +175,7 @@ def same_as(options: Options, found: Any) -> None:
     assert found.token == secret.get_secret_value()
     assert found.server == server.rstrip("/")
     assert found.workspace == settings.workspace
-    assert found.isolation == settings.isolation
+    assert found.isolation == (settings.isolation or "preferred")
     assert found.ca_file == (str(settings.ca_file) if settings.ca_file else "")
 
 

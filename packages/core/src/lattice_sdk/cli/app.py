@@ -12,7 +12,6 @@ from lattice_sdk.cli.connect import connect
 from lattice_sdk.cli.egress import egress
 from lattice_sdk.cli.enroll import enroll
 from lattice_sdk.cli.events import denials, events
-from lattice_sdk.cli.events import events
 from lattice_sdk.cli.exec import exec_
 from lattice_sdk.cli.failures import LatticeGroup, report_defect
 from lattice_sdk.cli.policy import policy

@@ -14,6 +14,9 @@ from lattice_sdk.execution.options import Options
 
 DISABLE_PLUGINS = "LATTICE_DISABLE_PLUGINS"
 _KNOWN = ("server", "token", "token_file", "workspace", "backend", "isolation", "ca_file")
+# Of other parts: they change nothing here.
+_OTHERS = ("config", "debug", "disable_plugins", "engine")
+_OTHERS_BEGIN = ("server_", "test_")
 _SERVER = re.compile(
     r"https?://(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?(/[^?#@\s]*)?"
 )
@@ -46,7 +49,8 @@ def ordinary(options: Options) -> Settings | None:
     given = {name: value for name in _KNOWN if (value := getattr(options, name)) is not None}
     environment = _environment()
     file = _config_file()
-    if environment is None or file is None or options.forward:
+    patterns = any(rule["to"].startswith("*.") for rule in options.allow)
+    if environment is None or file is None or options.forward or patterns:
         return None
     found = file | environment | given
     if "token_file" in given and "token" not in given:  # two ways to say one thing
@@ -80,7 +84,7 @@ def _environment() -> dict[str, str] | None:
         name = variable[len("LATTICE_") :].lower()
         if name in _KNOWN and variable.isupper():
             found[name] = value
-        elif name in ("state_dir", "timeout") or name in _KNOWN:
+        elif name not in _OTHERS and not name.startswith(_OTHERS_BEGIN):
             return None
     return found
 
@@ -96,10 +100,10 @@ def _config_file() -> dict[str, str] | None:
             document = tomllib.load(file)
     except (OSError, ValueError):
         return None
-    if any(name in document for name in ("state_dir", "timeout")):
-        return None
-    found = {name: document[name] for name in _KNOWN if name in document}
-    return found if all(isinstance(value, str) and value for value in found.values()) else None
+    ordinary = all(
+        name in _KNOWN and isinstance(value, str) and value for name, value in document.items()
+    )
+    return document if ordinary else None
 
 
 def _token(found: dict[str, str]) -> str:

@@ -42,7 +42,7 @@ def make_agent(options: Options, found: Found | None) -> LatticeAgent:
         allow=options.allow,
         forwards=options.forward,
         backend=settings.backend,
-        isolation=settings.isolation,
+        isolation=settings.isolation or ("preferred" if settings.backend is None else None),
         verify=settings.ca_file,
         timeout=settings.timeout,
     )
