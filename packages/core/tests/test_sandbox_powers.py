@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -54,18 +55,18 @@ def test_user_and_group_are_as_outside(sandbox: Sandbox) -> None:
     )
 
 
-def test_setuid_programs_gain_nothing(sandbox: Sandbox, tmp_path: Path) -> None:
-    program = tmp_path / "id"
-    program.write_bytes(Path("/usr/bin/id").read_bytes())
-    for place in (tmp_path, *tmp_path.parents[:2]):
-        place.chmod(0o755)
+def test_setuid_programs_gain_nothing(sandbox: Sandbox) -> None:
     owner = 1 if os.getuid() == 0 else os.getuid()
-    os.chown(program, owner, owner)
-    program.chmod(0o6755)
-    outside = sandbox_user_runs(sandbox, str(program), "-u")
-    assert outside == str(owner), "outside the bit works, so the test can fail"
-    inside = sandbox.run(str(program), "-u").stdout.strip()
-    assert inside == str(sandbox.uid)
+    with tempfile.TemporaryDirectory(prefix="lattice-place-") as place:
+        Path(place).chmod(0o755)
+        program = Path(place, "id")
+        program.write_bytes(Path("/usr/bin/id").read_bytes())
+        os.chown(program, owner, owner)
+        program.chmod(0o6755)
+        outside = sandbox_user_runs(sandbox, str(program), "-u")
+        assert outside == str(owner), "outside the bit works, so the test can fail"
+        inside = sandbox.run(str(program), "-u").stdout.strip()
+        assert inside == str(sandbox.uid)
 
 
 def sandbox_user_runs(sandbox: Sandbox, *command: str) -> str:

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -105,14 +106,13 @@ def test_program_that_cannot_be_executed(sandbox: Sandbox) -> None:
     assert sandbox.run("/etc").returncode == 126
 
 
-def test_script_without_an_interpreter_is_the_shells(sandbox: Sandbox, tmp_path: Path) -> None:
-    script = tmp_path / "script"
-    script.write_text('echo "ran $1"\n')
-    script.chmod(0o755)
-    for place in tmp_path.parents[:2]:
-        place.chmod(0o755)
-    tmp_path.chmod(0o755)
-    assert sandbox.run(str(script), "with this").stdout == "ran with this\n"
+def test_script_without_an_interpreter_is_the_shells(sandbox: Sandbox) -> None:
+    with tempfile.TemporaryDirectory(prefix="lattice-place-") as place:
+        Path(place).chmod(0o755)
+        script = Path(place, "script")
+        script.write_text('echo "ran $1"\n')
+        script.chmod(0o755)
+        assert sandbox.run(str(script), "with this").stdout == "ran with this\n"
 
 
 def test_failure_can_be_told_to_a_descriptor(sandbox: Sandbox) -> None:

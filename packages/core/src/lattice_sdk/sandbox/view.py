@@ -71,7 +71,8 @@ class View:
 
     def _make_run(self) -> None:
         run, uid = self._run, os.getuid()
-        with Step("the sandbox's files"):
+        hint = "They are below TMPDIR, in the engine's directory, and must be there to be read"
+        with Step("the sandbox's files", hint=hint):
             view = os.open(self._spec.view, os.O_PATH | os.O_CLOEXEC)  # it may be in /run itself
         links = {
             entry.name: os.readlink(entry.path)
