@@ -48,7 +48,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(found), f"{page.name} links to {target}"
 
 
-RUN = ("sdk.md", "backends.md", "adapters.md")
+RUN = ("sdk.md", "isolation.md", "backends.md", "adapters.md")
 PYTHON = [(page, block) for page in RUN for block in blocks(page, "python")]
 
 
@@ -133,7 +133,7 @@ def test_sdk_page_has_every_error() -> None:
 
 COMMANDS = [
     line
-    for page in ("operations.md",)
+    for page in ("operations.md", "isolation.md")
     for block in blocks(page, "sh")
     for line in block.replace("\\\n", " ").splitlines()
     if line.startswith("lattice ")
