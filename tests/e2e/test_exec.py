@@ -367,6 +367,29 @@ def test_signal_is_passed_on_in_every_way(lattice: Exec, way: str, tmp_path: Pat
         assert process.returncode == 3
 
 
+@pytest.mark.parametrize("isolation", ["preferred", "required"])
+def test_machine_that_forbids_sandboxes(lattice: Exec, isolation: str) -> None:
+    """As a container whose /proc is masked: a proxy and a warning, or nothing."""
+    if os.getuid() != 0:
+        pytest.skip("changes the machine's mounts")
+    line = lattice.command("sh", "-c", "echo ran $HTTP_PROXY", options=("--isolation", isolation))
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-ec", 'mount -t tmpfs t /proc/bus; exec "$@"', "sh", *line],
+        env=lattice.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "/proc/bus hides a part of /proc" in done.stderr
+    if isolation == "required":
+        assert (done.returncode, done.stdout) == (125, "")
+    else:
+        assert done.returncode == 0
+        assert done.stdout.startswith("ran http://peer-")
+        assert "are not isolated" in done.stderr
+
+
 def test_settings_come_from_the_config_file_too(lattice: Exec, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(

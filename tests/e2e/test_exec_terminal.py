@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,6 +189,31 @@ def wait_until_reading(terminal: Terminal) -> None:
         "the inner job",
         lambda: [pid for pid, line in processes_mentioning("sleep 47") if line.startswith("sleep")],
     )
+
+
+def test_nothing_is_typed_into_the_callers_terminal(
+    run: Callable[..., Terminal], request: pytest.FixtureRequest
+) -> None:
+    """Else what a program leaves in the terminal is read by the shell that started it."""
+    code = """
+import fcntl, termios
+try:
+    for character in b"echo injected":
+        fcntl.ioctl(0, termios.TIOCSTI, bytes([character]))
+    print("typed")
+except PermissionError:
+    print("refused")
+"""
+    with run(*python(code)) as terminal:
+        inside = "lattice" in request.node.callspec.id
+        terminal.expect("refused" if inside or not legacy() else "typed")
+        assert terminal.news()["status"] == 0
+
+
+def legacy() -> bool:
+    """Whether this kernel lets terminals be typed into at all."""
+    setting = Path("/proc/sys/dev/tty/legacy_tiocsti")
+    return not setting.exists() or setting.read_text().strip() == "1" or os.getuid() == 0
 
 
 def test_hang_up_of_the_terminal_ends_the_program(

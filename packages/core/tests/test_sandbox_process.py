@@ -277,6 +277,17 @@ def state(pid: int) -> str:
         return ""
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_before_the_program_is_there_is_not_lost(
+    sandbox: Sandbox, number: signal.Signals
+) -> None:
+    for delay in (0.0, 0.003, 0.006, 0.009, 0.012, 0.015, 0.02):
+        with running(sandbox, "sleep", "60") as program:
+            time.sleep(delay)  # into whichever stage of the start that is
+            send(program, number, group=False)
+            assert program.process.wait(20) == -number
+
+
 def test_program_that_handles_ctrl_z_is_not_stopped_past_it(sandbox: Sandbox) -> None:
     arguments = (sandbox.python, "-I", "-c", LISTEN)
     with running(sandbox, *arguments, preexec_fn=lambda: os.setpgid(0, 0)) as program:

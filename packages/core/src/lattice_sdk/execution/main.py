@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from lattice_sdk.execution.quick import Found, Quick
 
+DEBUG = "LATTICE_DEBUG"
 TAKEOVER = 5.0  # seconds before a renewal that the SDK is loaded, which takes less than one
 
 
@@ -48,6 +49,14 @@ def execute(options: Options) -> None:
         os._exit(trouble.status)
     except KeyboardInterrupt:
         end_like(signal.SIGINT)
+    except Exception as error:
+        if os.environ.get(DEBUG, "") not in ("", "0"):
+            raise
+        tell(
+            f"this is a defect of lattice: {type(error).__name__}: {error}\n"
+            f"  what to do: run it again with {DEBUG}=1 and report what that prints"
+        )
+        os._exit(NOT_SANDBOXED)
 
 
 def _run(options: Options) -> int:

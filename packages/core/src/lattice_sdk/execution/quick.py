@@ -75,11 +75,14 @@ class Quick:
         self._options, self._settings = options, settings
         self.found = Found()
         launched = EngineProcess.launch_netstack()
+        child = None
         try:
-            self.child = Child(options.command, unix_sockets=options.unix_sockets)
+            child = self.child = Child(options.command, unix_sockets=options.unix_sockets)
             self.found.engine = EngineProcess.of(launched)
         except BaseException:
             launched.abandon()
+            if child is not None:
+                child.abandon()
             raise
 
     def leave(self) -> None:

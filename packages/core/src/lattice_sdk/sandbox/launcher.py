@@ -11,7 +11,7 @@ from lattice_sdk.sandbox import descriptors, kernel, wire
 from lattice_sdk.sandbox import spec as specs
 from lattice_sdk.sandbox.first import First
 from lattice_sdk.sandbox.program import Signals, become, environment
-from lattice_sdk.sandbox.trouble import Step, Trouble
+from lattice_sdk.sandbox.trouble import NOT_SANDBOXED, Step, Trouble
 
 
 class Options:
@@ -67,6 +67,9 @@ def main(words: list[str]) -> None:
     except Trouble as trouble:
         _tell(report, trouble)
         os._exit(trouble.status)
+    except BaseException as error:
+        _tell(report, Trouble(f"the program was not started, by a defect of lattice: {error!r}"))
+        os._exit(NOT_SANDBOXED)
 
 
 def _occupy() -> None:

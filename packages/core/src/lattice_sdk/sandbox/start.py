@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, AnyStr, Generic, Literal
 
@@ -38,6 +39,11 @@ def wrapped(
         TunnelFailed: its tunnel is being rebuilt.
         BackendUnavailable: its backend runs no programs.
     """
+    if sys.platform != "linux":
+        raise BackendUnavailable(
+            "only Linux programs can be started with an agent's network",
+            hint="Start it yourself, with proxy_env() in its environment",
+        )
     spec = life.living_tunnel().launcher_spec()
     where = os.fsdecode(directory) if directory is not None else None
     return command(

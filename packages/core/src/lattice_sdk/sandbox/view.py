@@ -178,11 +178,11 @@ class View:
             os.mkdir(f"{stage}/pts")
             options = "newinstance,ptmxmode=0666,mode=0620"
             kernel.mount("devpts", f"{stage}/pts", "devpts", _QUIET & ~kernel.MS_NODEV, options)
-            terminal = next((each for each in (0, 1, 2) if os.isatty(each)), None)
-            if terminal is not None:
+            terminal = _terminal()
+            if terminal:
                 # Under this name the caller's own is found (ttyname(3)).
                 _touch(f"{stage}/console")
-                kernel.bind(os.ttyname(terminal), f"{stage}/console")
+                kernel.bind(terminal, f"{stage}/console")
                 kernel.restrict(f"{stage}/console", 0, clear=kernel.ATTR_NODEV)
             kernel.mount(stage, "/dev", "", kernel.MS_MOVE)
             os.rmdir(stage)
@@ -200,6 +200,18 @@ class View:
             self.covered.append(target)
         elif os.path.exists(target):
             self._bind(f"{self._run}/.empty", target)
+
+
+def _terminal() -> str:
+    """The file of the caller's terminal; empty where there is none, or none by a name."""
+    for descriptor in (0, 1, 2):
+        try:
+            name = os.ttyname(descriptor)
+            if os.path.exists(name):
+                return name
+        except OSError:
+            continue
+    return ""
 
 
 def working_directory() -> str | None:
