@@ -24,11 +24,11 @@ EXAMPLES = int(os.environ.get("LATTICE_TRUTH_EXAMPLES", "6"))
 STEPS = 14
 
 
-def run(directory: Path, examples: int) -> None:
+def run(directory: Path, examples: int, expiries: int = 0) -> None:
     """Run examples of the machine, the same ones each time, on a fabric of their own."""
     with ExitStack() as stack:
         fabric = stack.enter_context(Fabric(directory, server_options={"gateway_wait": 10}))
-        truth = Truth(stack, fabric)
+        truth = Truth(stack, fabric, expiries)
         run_state_machine_as_test(
             type("TruthTable", (PolicyMachine,), {"truth": truth}),
             settings=settings(
@@ -48,7 +48,7 @@ def run(directory: Path, examples: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_gateways_verdicts_are_the_models(tmp_path: Path) -> None:
-    run(tmp_path / "fabric", EXAMPLES)
+    run(tmp_path / "fabric", EXAMPLES, expiries=2)
 
 
 # What a programmer may get wrong: a file of the control plane, what is there, what it becomes.
@@ -75,7 +75,7 @@ MUTANTS = {
     ),
     "a parent forgotten": (
         "attenuation.py",
-        "while one.parent is not None:",
+        "while above is not None:",
         "while False:",
     ),
     "a change of policy that nobody is told": (

@@ -67,6 +67,12 @@ class Agent:
     parent: Agent | None = None
     gone: bool = False
 
+    def line(self) -> Iterator[Agent]:
+        """It, and whom it comes from by delegation."""
+        yield self
+        if self.parent is not None:
+            yield from self.parent.line()
+
 
 @dataclass(frozen=True)
 class Flow:
@@ -98,13 +104,11 @@ class Model:
         if flow.source.gone:
             return False
         to = self.names.get(flow.to, flow.to)
-        who: Agent | None = flow.source
-        while who is not None:
-            # A sub-agent has no more than those that it comes from; it may call them back.
-            if not (who is not flow.source and to == who.address) and not self._own(who, to, flow):
-                return False
-            who = who.parent
-        return True
+        # A sub-agent has no more than those that it comes from; it may call them back.
+        return all(
+            self._own(who, to, flow) or (who is not flow.source and to == who.address)
+            for who in flow.source.line()
+        )
 
     def _own(self, agent: Agent, to: str, flow: Flow) -> bool:
         egress = self.words(agent)[0]
@@ -120,7 +124,7 @@ class Model:
         for other in self.agents:
             if other.gone or other.workspace != agent.workspace or other.address != to:
                 continue
-            accepts = "agents" in self.words(other)[1]
+            accepts = all("agents" in self.words(one)[1] for one in other.line())
             return other is not agent and accepts and ("agents" in egress or listed)
         return "allow" in egress and self._beyond(agent, to, wish)
 

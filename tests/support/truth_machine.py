@@ -49,6 +49,10 @@ words = st.tuples(
     st.sets(st.sampled_from(WORDS), max_size=3), st.sets(st.just("agents"), max_size=1)
 )
 presets = st.dictionaries(st.sampled_from(OWN_PRESETS), words, max_size=2)
+first_words = st.tuples(
+    words.map(lambda both: both[0] | {"services"}), st.sets(st.just("agents"), max_size=1)
+)
+first_presets = st.fixed_dictionaries({"reviewer": first_words, "planner": words})
 places = st.sampled_from(WORKSPACES)
 ports = st.sets(st.sampled_from(PORTS), min_size=1, max_size=3)
 pick = st.integers(0, 1000)
@@ -56,10 +60,14 @@ randoms = st.randoms(use_true_random=False)
 
 
 class Truth:
-    """A fabric with two workspaces, connectors in the first, and one engine for all tunnels."""
+    """A fabric with two workspaces, connectors in the first, and one engine for all tunnels.
 
-    def __init__(self, stack: ExitStack, fabric: Fabric) -> None:
-        self.fabric = fabric
+    Attributes:
+        expiries: how many identities may be waited for to the end, which takes three seconds each.
+    """
+
+    def __init__(self, stack: ExitStack, fabric: Fabric, expiries: int) -> None:
+        self.fabric, self.expiries = fabric, expiries
         self.engine = stack.enter_context(EngineProcess.start_netstack())
         self.servers = stack.enter_context(targets())
         self.tunnels = Tunnels(fabric, self.engine, self.servers)
@@ -94,11 +102,10 @@ class PolicyMachine(RuleBasedStateMachine):
         self.random = random.Random(0)
         self.number = 0
         self.dead: list[str] = []
-        self.expired = False
 
     # Steps.
 
-    @initialize(random_numbers=randoms, first=presets)
+    @initialize(random_numbers=randoms, first=first_presets)
     def begin(self, random_numbers: random.Random, first: Any) -> None:
         self.random = random_numbers
         for place in WORKSPACES:
@@ -107,6 +114,8 @@ class PolicyMachine(RuleBasedStateMachine):
             self.add_service("alpha", name, {("tcp", 80), ("udp", 53)}, name == "s0")
         for preset in ("coordinator", "isolated"):
             self.enroll_as("alpha", preset)
+        # A sub-agent whose parent's preset the workspace may change.
+        self.delegate_to(self.enroll_as("alpha", "reviewer"), "sandboxed")
 
     @rule(place=places, wanted=presets)
     def change_policy(self, place: str, wanted: Any) -> None:
@@ -147,26 +156,7 @@ class PolicyMachine(RuleBasedStateMachine):
         parents = [one for one in self.model.living() if self.children(one)]
         parent = parents[which % len(parents)]
         narrower = self.children(parent)
-        preset = narrower[how % len(narrower)]
-        allow: list[tuple[str, str, int]] = []
-        if "allow" in (BUILT_IN | self.model.presets[parent.workspace])[preset][0]:
-            # What the parent names itself, if it may; else what it reaches.
-            own = parent.allow if "allow" in self.model.words(parent)[0] else []
-            reached = [
-                (service.address, *wish)
-                for service in self.services(parent.workspace)
-                for wish in service.ports
-                if self.model.allows(Flow(parent, service.address, *wish))
-            ]
-            candidates = own or reached
-            allow = self.random.sample(candidates, min(2, len(candidates)))
-        body = {"subAgentName": "sub", "policyPreset": preset, "allow": _rules(allow)}
-        if not allow:
-            del body["allow"]
-        path = f"/api/v1/agents/{parent.peer}/delegate"
-        answer = self.truth.tunnels.call("POST", path, parent.token, body)
-        assert answer.status_code == 201, (parent.preset, preset, allow, answer.text)
-        self.agent(parent.workspace, answer.json()["enrollmentToken"], preset, allow, {}, parent)
+        self.delegate_to(parent, narrower[how % len(narrower)])
 
     @precondition(lambda self: self.model.living())
     @rule(which=pick, rotate=st.booleans())
@@ -192,10 +182,10 @@ class PolicyMachine(RuleBasedStateMachine):
         assert answer.status_code == 204
         self.model.end(agent)
 
-    @precondition(lambda self: not self.expired)  # it takes its time
+    @precondition(lambda self: self.truth.expiries > 0)
     @rule(place=places)
     def expire(self, place: str) -> None:
-        self.expired = True
+        self.truth.expiries -= 1
         asked = time.monotonic()
         agent = self.agent(place, self.token(place), "coordinator", [], {"ttl": "3s"}, None)
         for flow in self.sample(4, [agent]):
@@ -250,10 +240,10 @@ class PolicyMachine(RuleBasedStateMachine):
 
     # Helpers.
 
-    def enroll_as(self, place: str, preset: str) -> None:
+    def enroll_as(self, place: str, preset: str) -> Agent:
         words = (BUILT_IN | self.model.presets.get(place, {}))[preset]
         allow = self.wishes(place, words[0])
-        self.agent(place, self.token(place), preset, allow, {"ttl": "1h"}, None)
+        return self.agent(place, self.token(place), preset, allow, {"ttl": "1h"}, None)
 
     def manage(self, method: str, path: str, body: Any) -> Any:
         return self.truth.fabric.request(method, path, body)
@@ -307,6 +297,27 @@ class PolicyMachine(RuleBasedStateMachine):
         agent.allow, agent.parent = list(allow), parent
         self.model.agents.append(agent)
         return agent
+
+    def delegate_to(self, parent: Agent, preset: str) -> None:
+        allow: list[tuple[str, str, int]] = []
+        if "allow" in (BUILT_IN | self.model.presets[parent.workspace])[preset][0]:
+            # What the parent names itself, if it may; else what it reaches.
+            own = parent.allow if "allow" in self.model.words(parent)[0] else []
+            reached = [
+                (service.address, *wish)
+                for service in self.services(parent.workspace)
+                for wish in service.ports
+                if self.model.allows(Flow(parent, service.address, *wish))
+            ]
+            candidates = own or reached
+            allow = self.random.sample(candidates, min(2, len(candidates)))
+        body = {"subAgentName": "sub", "policyPreset": preset, "allow": _rules(allow)}
+        if not allow:
+            del body["allow"]
+        path = f"/api/v1/agents/{parent.peer}/delegate"
+        answer = self.truth.tunnels.call("POST", path, parent.token, body)
+        assert answer.status_code == 201, (parent.preset, preset, allow, answer.text)
+        self.agent(parent.workspace, answer.json()["enrollmentToken"], preset, allow, {}, parent)
 
     def children(self, parent: Agent) -> list[str]:
         """Presets that may be delegated, by the words."""
