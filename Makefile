@@ -32,7 +32,7 @@ test: environments ## every Python and Go test, but those of whole pods
 	done
 
 test-pods: setup ## whole pods under podman; needs what tests/k8s names, and root
-	$(BIN)/pytest -m pods tests/k8s
+	$(BIN)/pytest -m pods tests
 
 lint: environments ## formatting, ruff, mypy (strict), gofmt, go vet, staticcheck
 	$(BIN)/ruff format --check conftest.py packages scripts tests benchmarks examples

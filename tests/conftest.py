@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 from lattice_sdk import LatticeAgent
 from lattice_sdk.connector import ServiceConnector
 from lattice_sdk.testing.tools import ToolService
+from lattice_sdk.testing.world import World as PodWorld
+from lattice_sdk.testing.world import start_world
 from lattice_server.fabric import Fabric
+from support.node import NODE_IP, Node, start_node
 
 SHORT_LIVES = {"gateway_wait": 10, "delete_wait": 5}
 
@@ -95,4 +99,21 @@ def claude_model(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def broken_world(make_world: Callable[..., Any]) -> Iterator[World]:
     """A fabric of the test's own, whose parts it may kill."""
     with make_world() as world:
+        yield world
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Node]:
+    """A node that runs pods."""
+    with start_node() as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def fabric(node: Node) -> Iterator[PodWorld]:
+    """A fabric that pods can reach."""
+    with (
+        tempfile.TemporaryDirectory(prefix="pods-") as name,
+        start_world(Path(name), NODE_IP) as world,
+    ):
         yield world

@@ -36,6 +36,10 @@ class Adapter(ABC):
     name: ClassVar[str]
     """For the report."""
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
+    in_process: ClassVar[bool] = True
+    """The identity belongs to the process that calls :meth:`run`. Where it belongs to something
+    else, a pod say, the tests of this process's signals, exits and forks are not collected: its own
+    belong in their place."""
 
     @abstractmethod
     def run(self, settings: Settings, work: Callable[[LatticeAgent], T]) -> T:

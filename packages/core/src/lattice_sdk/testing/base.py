@@ -19,11 +19,21 @@ from lattice_sdk.testing.program import GRANTED_URL
 from lattice_sdk.testing.running import Program
 from lattice_sdk.testing.world import World
 
-__all__ = ["ContractBase", "Seen", "WorkError", "invariant", "look", "needs", "wait_for"]
+__all__ = [
+    "ContractBase",
+    "Seen",
+    "WorkError",
+    "in_process",
+    "invariant",
+    "look",
+    "needs",
+    "wait_for",
+]
 
 T = TypeVar("T")
 invariant = pytest.mark.lattice_invariant
 needs = pytest.mark.lattice_capability
+in_process = pytest.mark.lattice_in_process
 PATIENCE = 20.0  # seconds
 GONE_WITHIN = 5.0  # seconds; the stated bound is 2 after a kill, here with ample slack
 

@@ -13,7 +13,15 @@ import pytest
 from lattice_sdk.agent import LatticeAgent
 from lattice_sdk.testing import base
 from lattice_sdk.testing.adapter import Capability
-from lattice_sdk.testing.base import ContractBase, Seen, WorkError, invariant, look, needs
+from lattice_sdk.testing.base import (
+    ContractBase,
+    Seen,
+    WorkError,
+    in_process,
+    invariant,
+    look,
+    needs,
+)
 from lattice_sdk.testing.world import World
 
 __all__ = ["ExitContract"]
@@ -77,6 +85,7 @@ class ExitContract(ContractBase):
         self._nothing_left(lattice_world, seen)
 
     @invariant(3)
+    @in_process
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
     def test_signal_leaves_nothing(self, lattice_world: World, number: signal.Signals) -> None:
         """A process that is ended while it works."""
@@ -90,6 +99,7 @@ class ExitContract(ContractBase):
                 assert program.process.wait(base.PATIENCE) == -number
 
     @invariant(3)
+    @in_process
     def test_interpreter_exit_during_work_leaves_nothing(self, lattice_world: World) -> None:
         """A program whose main thread ends while an agent works in another one."""
         with self._program(lattice_world, "exit") as program:
@@ -98,6 +108,7 @@ class ExitContract(ContractBase):
             self._program_left_nothing(lattice_world, program, line)
 
     @invariant(3)
+    @in_process
     @needs(Capability.HOLD)
     def test_interpreter_exit_leaves_nothing(self, lattice_world: World) -> None:
         """A program that ends without leaving."""
@@ -107,6 +118,7 @@ class ExitContract(ContractBase):
             self._program_left_nothing(lattice_world, program, line)
 
     @invariant(3)
+    @in_process
     def test_forked_child_takes_nothing_along(self, lattice_world: World) -> None:
         """The end of a forked child does not end its parent's identity."""
         with self._program(lattice_world, "fork") as program:

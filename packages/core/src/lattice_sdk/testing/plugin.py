@@ -38,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare the suite's markers."""
     config.addinivalue_line("markers", "lattice_invariant(number): of the adapter contract")
     config.addinivalue_line("markers", "lattice_capability(name): that the adapter must declare")
+    config.addinivalue_line("markers", "lattice_in_process: of the process that runs the adapter")
     results: defaultdict[str, defaultdict[int, list[bool]]] = defaultdict(lambda: defaultdict(list))
     absent: defaultdict[str, set[str]] = defaultdict(set)
     config.stash[_RESULTS], config.stash[_ABSENT] = results, absent
@@ -50,6 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         adapter = _adapter_of(item)
         wanted = {str(marker.args[0]) for marker in item.iter_markers("lattice_capability")}
         missing = wanted - {str(one) for one in adapter.capabilities} if adapter else set()
+        if adapter and not adapter.in_process and item.get_closest_marker("lattice_in_process"):
+            missing |= {"in_process"}
         if adapter and missing:
             config.stash[_ABSENT][adapter.name] |= missing
             left_out.append(item)
