@@ -7,7 +7,7 @@ STATICCHECK := v0.8.2
 # The race detector needs a C compiler; without one the tests run all the same.
 GO_RACE := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: help setup environments demo test test-pods lint format docs wheels image lock clean
+.PHONY: help setup environments demo test test-pods lint format docs component wheels image lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -53,6 +53,9 @@ format: setup ## rewrite the files as the linters want them
 
 docs: setup ## write docs/cli.md from the commands
 	$(BIN)/python scripts/cli_reference.py > docs/cli.md
+
+component: setup ## write the Kustomize component of packages/k8s-job/deploy/agents from the injection
+	$(BIN)/python scripts/kustomize_component.py
 
 wheels: setup ## the seven wheels into dist/, the engine's with its binary
 	@rm -rf dist && LATTICE_GO=$$(./scripts/bootstrap.sh go) && export LATTICE_GO && \
