@@ -7,6 +7,7 @@ import (
 
 	"lattice.dev/engine/internal/gateway"
 	"lattice.dev/engine/internal/keeper"
+	"lattice.dev/engine/internal/lock"
 	"lattice.dev/engine/internal/netstack"
 )
 
@@ -20,6 +21,8 @@ func main() {
 			os.Exit(netstack.Main(os.Args[2:], version))
 		case "gateway":
 			os.Exit(gateway.Main(os.Args[2:], version))
+		case lock.Mode:
+			os.Exit(lock.Main(os.Args[2:]))
 		case keeper.Mode: // for the engine's own use
 			os.Exit(keeper.Main())
 		case "version", "--version":
@@ -27,6 +30,6 @@ func main() {
 			return
 		}
 	}
-	fmt.Fprintln(os.Stderr, "usage: lattice-engine netstack|gateway|version [--help]")
+	fmt.Fprintln(os.Stderr, "usage: lattice-engine netstack|gateway|lock|version [--help]")
 	os.Exit(2)
 }
