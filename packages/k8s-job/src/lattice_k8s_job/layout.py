@@ -7,6 +7,7 @@ from enum import StrEnum
 INIT = "lattice-init"
 SIDECAR = "lattice-sidecar"
 # Unlikely to be an agent's: another user's processes are closed to it where processes are shared.
+# As a group it is what the pod's lock does not bind.
 USER_ID = 64206
 
 IDENTITY_VOLUME, IDENTITY_MOUNT = "lattice-identity", "/run/lattice"
@@ -14,6 +15,7 @@ TOKEN_VOLUME, TOKEN_MOUNT, TOKEN_FILE = "lattice-token", "/run/lattice-token", "
 CA_VOLUME, CA_MOUNT, CA_FILE = "lattice-ca", "/run/lattice-ca", "ca.crt"
 STATE_DIR = f"{IDENTITY_MOUNT}/identity"
 
+INTERFACE = "lattice0"
 PROXY_PORT = 18420
 HEALTH_PORT = 18421
 PROXY_USER = "pod"

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from abc import ABC, abstractmethod
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from lattice_k8s_job import answers, layout
+from lattice_k8s_job.hosts import HostsFile
 from lattice_k8s_job.layout import Mode
 from lattice_k8s_job.settings import PodSettings
-from lattice_sdk.backends import Proxy, TunnelBackend
-from lattice_sdk.backends.userspace import Userspace
-from lattice_sdk.errors import ConfigurationError
+from lattice_sdk.backends import Proxy, Tunnel, TunnelBackend, TunnelSpec
+from lattice_sdk.backends.interface import INCAPABLE, Interface, InterfaceTunnel
+from lattice_sdk.backends.userspace import Userspace, open_tunnel
+from lattice_sdk.errors import ConfigurationError, TunnelFailed
+
+if TYPE_CHECKING:
+    from lattice_sdk.enginehost import EngineHost
+    from lattice_sdk.identity import Identity
+
+DEVICES = ("tun", "packet")
 
 
 class Network(ABC):
@@ -27,6 +37,14 @@ class Network(ABC):
     @abstractmethod
     async def reachable(self) -> bool:
         """Whether the agent's containers find the tunnel."""
+
+    def tell(self, identity: Identity) -> None:
+        """The identity as it is now."""
+        del identity
+
+    async def keep(self) -> None:
+        """Look after what has to be looked after. Returns when cancelled."""
+        await asyncio.Event().wait()
 
     @abstractmethod
     async def say(self, sentence: str, peer_id: str) -> None:
@@ -85,8 +103,50 @@ class ProxyNetwork(Network):
             await server.serve_forever()
 
 
+class _PodInterface(Interface):
+    name = "pod"
+
+    async def _open(self, engine: EngineHost, spec: TunnelSpec, wanted: Proxy) -> Tunnel:
+        # Not the kernel's own WireGuard: its packets have no process, so the pod's lock, which goes
+        # by the group of the sending process, would hold them.
+        for device in DEVICES:
+            where = {"kind": "interface", "interface": layout.INTERFACE, "device": device}
+            try:
+                answer, proxy = await open_tunnel(engine, spec, wanted, where)
+            except TunnelFailed as error:
+                if error.code in INCAPABLE and device != DEVICES[-1]:
+                    continue
+                raise
+            return InterfaceTunnel(engine, spec.identity.peer_id, proxy, answer)
+        raise AssertionError("there is a device to try")
+
+
+class InterfaceNetwork(Network):
+    """An interface of the pod, beside which the lock lets nothing pass."""
+
+    def __init__(self, hosts: HostsFile | None = None) -> None:
+        self.backend = _PodInterface()
+        self._hosts = hosts or HostsFile()
+
+    def tell(self, identity: Identity) -> None:
+        """Take over the names that the identity reaches."""
+        self._hosts.names = identity.hosts
+
+    async def keep(self) -> None:
+        """The names in the hosts file."""
+        await self._hosts.keep()
+
+    async def reachable(self) -> bool:
+        """Whether interface and names are there."""
+        names = {name for _, name in socket.if_nameindex()}
+        return layout.INTERFACE in names and self._hosts.there()
+
+    async def say(self, sentence: str, peer_id: str) -> None:
+        """Nothing listens that could: what the agent tries is refused by the lock."""
+        del sentence, peer_id
+        await asyncio.Event().wait()
+
+
 def network_of(settings: PodSettings) -> Network:
     """The network of the mode."""
-    if settings.mode is Mode.PROXY:
-        return ProxyNetwork(settings)
-    raise ConfigurationError(f"the mode {settings.mode} is not built yet")
+    return ProxyNetwork(settings) if settings.mode is Mode.PROXY else InterfaceNetwork()

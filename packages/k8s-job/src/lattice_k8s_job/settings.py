@@ -27,6 +27,10 @@ def _destination(text: str) -> dict[str, Any]:
     return {"to": host.strip("[]"), "port": int(port), "protocol": protocol or "tcp"}
 
 
+def _list(value: object) -> object:
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
 def _duration(value: object) -> object:
     return parse_duration(value) if isinstance(value, str) else value
 
@@ -48,6 +52,9 @@ class PodSettings(BaseSettings):
         sidecar: how the cluster runs the sidecar.
         containers: with how many other containers an ordinary sidecar ends; 0 for never by itself.
         grace: the pod's ``terminationGracePeriodSeconds``.
+        node_addresses: of the node, separated by commas; probes come from there.
+        probe_ports: TCP ports of the pod that are probed, separated by commas.
+        allow_networks: networks that the pod reaches beside the tunnel, separated by commas.
     """
 
     model_config = SettingsConfigDict(
@@ -67,6 +74,10 @@ class PodSettings(BaseSettings):
     sidecar: Sidecar = Sidecar.NATIVE
     containers: int = Field(0, ge=0)
     grace: float = Field(30.0, ge=0)
+
+    node_addresses: Annotated[list[str], NoDecode, BeforeValidator(_list)] = []
+    probe_ports: str = ""
+    allow_networks: str = ""
 
     def agent(self, **changes: Any) -> dict[str, Any]:
         """Arguments of :class:`lattice_sdk.LatticeAgent`; the same in both containers."""

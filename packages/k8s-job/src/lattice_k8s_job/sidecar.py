@@ -13,7 +13,7 @@ from lattice_k8s_job.layout import Sidecar
 from lattice_k8s_job.network import network_of
 from lattice_k8s_job.others import OtherContainers
 from lattice_k8s_job.settings import PodSettings
-from lattice_sdk import LatticeAgent, LatticeError, hookimpl
+from lattice_sdk import Identity, LatticeAgent, LatticeError, hookimpl
 from lattice_sdk.client import ControlPlane
 from lattice_sdk.config import load as sdk_settings
 from lattice_sdk.config import needed_server
@@ -53,6 +53,16 @@ class Keeper:
         return [self.network.backend]
 
     @hookimpl
+    def lattice_enrolled(self, identity: Identity) -> None:
+        """Called in a thread of the SDK's."""
+        self.network.tell(identity)
+
+    @hookimpl
+    def lattice_renewed(self, identity: Identity) -> None:
+        """Called in a thread of the SDK's."""
+        self.network.tell(identity)
+
+    @hookimpl
     def lattice_expired(self, reason: str) -> None:
         """Called in a thread of the SDK's."""
         self.ended = reason
@@ -62,11 +72,15 @@ class Keeper:
         """Until the pod ends."""
         health = await answers.serve(answers.everywhere(self.settings.health_port), self.health)
         manager().register(self)
+        keeping = asyncio.ensure_future(self.network.keep())
         try:
             if await self._take_up():
                 log.info("the identity %s is up", self.agent and self.agent.peer_id)
                 await self._keep()
         finally:
+            keeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeping
             manager().unregister(self)
             health.close()
 

@@ -75,6 +75,14 @@ def inject(
         list[str] | None,
         typer.Option(metavar="HOST", help="Reached past the proxy; may be repeated."),
     ] = None,
+    allow_network: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CIDR",
+            help="In mode interface: reached beside the tunnel, and may reach the pod; may be "
+            "repeated.",
+        ),
+    ] = None,
     image: Annotated[str, typer.Option(metavar="IMAGE", help="Of the two containers.")] = IMAGE,
     proxy_port: Annotated[
         int, typer.Option(min=1, max=65535, help="Of the proxy on the pod's loopback.")
@@ -123,6 +131,7 @@ def inject(
         ca=ca,
         containers=tuple(container or ()),
         no_proxy=tuple(no_proxy or ()),
+        allow_networks=tuple(allow_network or ()),
         proxy_port=proxy_port,
         health_port=health_port,
     )

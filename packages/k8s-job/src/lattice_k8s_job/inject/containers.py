@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lattice_k8s_job import layout
@@ -14,17 +15,34 @@ PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 Document = dict[str, Any]
 
 
-def init_container(options: Options, kind: str) -> Document:
-    """The one that enrolls. Only it has the token."""
+def init_container(options: Options, kind: str, probed: Sequence[int] = ()) -> Document:
+    """The one that enrolls, and locks the pod's network. Only it has the token.
+
+    Args:
+        options: of the injection.
+        kind: of agent.
+        probed: the pod's ports that the kubelet probes, besides the sidecar's.
+    """
     mounts = [_mount(layout.IDENTITY_VOLUME, layout.IDENTITY_MOUNT)]
     mounts.append(_mount(layout.TOKEN_VOLUME, layout.TOKEN_MOUNT, read_only=True))
     token = f"{layout.TOKEN_MOUNT}/{layout.TOKEN_FILE}"
+    environment = [*_environment(options, kind), _value("LATTICE_TOKEN_FILE", token)]
+    if options.mode is Mode.INTERFACE:
+        ports = ",".join(map(str, sorted({options.health_port, *probed})))
+        environment += [
+            _field("LATTICE_NODE_ADDRESSES", "status.hostIP"),
+            _value("LATTICE_PROBE_PORTS", ports),
+        ]
+        if options.allow_networks:
+            environment.append(_value("LATTICE_ALLOW_NETWORKS", ",".join(options.allow_networks)))
+        if options.sidecar is Sidecar.CONTAINER:
+            environment.append(_value("LATTICE_SIDECAR", Sidecar.CONTAINER))
     return {
         "name": layout.INIT,
         "image": options.image,
         "args": ["init"],
-        "env": [*_environment(options, kind), _value("LATTICE_TOKEN_FILE", token)],
-        **_common(options, mounts),
+        "env": environment,
+        **_common(options, mounts, ["NET_ADMIN"]),
     }
 
 
@@ -51,7 +69,9 @@ def sidecar_container(options: Options, kind: str, others: int, grace: float) ->
     if native:
         container["restartPolicy"] = "Always"
     container["env"] = environment
-    container |= _common(options, [_mount(layout.IDENTITY_VOLUME, layout.IDENTITY_MOUNT)])
+    mounts = [_mount(layout.IDENTITY_VOLUME, layout.IDENTITY_MOUNT)]
+    # NET_RAW: pods have no /dev/net/tun, so the interface is a veth pair with a packet socket.
+    container |= _common(options, mounts, ["NET_ADMIN", "NET_RAW"])
     if native:
         # The containers after it are started once this has succeeded.
         container["startupProbe"] = _probe(options, "/readyz", 1, 300)
@@ -127,7 +147,7 @@ def _environment(options: Options, kind: str) -> list[Document]:
     return [_field("LATTICE_AGENT_NAME", "metadata.name"), *values]
 
 
-def _common(options: Options, mounts: list[Document]) -> Document:
+def _common(options: Options, mounts: list[Document], capabilities: list[str]) -> Document:
     if options.ca is not None:
         mounts = [*mounts, _mount(layout.CA_VOLUME, layout.CA_MOUNT, read_only=True)]
     return {
@@ -135,21 +155,27 @@ def _common(options: Options, mounts: list[Document]) -> Document:
             "requests": {"cpu": "10m", "memory": "96Mi"},
             "limits": {"memory": "192Mi"},
         },
-        "securityContext": _security(),
+        "securityContext": _security(options, capabilities),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     }
 
 
-def _security() -> Document:
-    """What the Pod Security Standard "restricted" wants, and a user id of its own."""
+def _security(options: Options, capabilities: list[str]) -> Document:
+    """In mode proxy what the Pod Security Standard "restricted" wants, and a user id of its own.
+
+    In mode interface root, since Kubernetes gives capabilities to root only; and a group of its
+    own, by which the lock knows who keeps the tunnel.
+    """
+    interface = options.mode is Mode.INTERFACE
+    user: Document = {"runAsUser": 0} if interface else {"runAsNonRoot": True}
     return {
-        "runAsNonRoot": True,
         "runAsUser": layout.USER_ID,
+        **user,
         "runAsGroup": layout.USER_ID,
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
+        "capabilities": {"drop": ["ALL"], **({"add": capabilities} if interface else {})},
         "seccompProfile": {"type": "RuntimeDefault"},
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ class Options:
         no_proxy: hosts that are reached past the proxy, besides loopback.
         proxy_port: on the pod's loopback.
         health_port: of the sidecar's probes.
+        allow_networks: CIDRs that pods reach beside the tunnel in mode interface.
     """
 
     server: str
@@ -55,12 +57,25 @@ class Options:
     no_proxy: tuple[str, ...] = ()
     proxy_port: int = layout.PROXY_PORT
     health_port: int = layout.HEALTH_PORT
+    allow_networks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         try:
             parse_duration(self.ttl)
         except ValueError as error:
             raise ConfigurationError(f"ttl: {error}") from None
+        for text in self.allow_networks:
+            try:
+                ipaddress.ip_network(text)
+            except ValueError as error:
+                raise ConfigurationError(
+                    f"allow-network: {error}", hint="For example: --allow-network 10.20.0.0/16"
+                ) from None
+        if self.allow_networks and self.mode is not Mode.INTERFACE:
+            raise ConfigurationError(
+                "in mode proxy the pod's network is not locked, so nothing is to be allowed",
+                hint="Use --no-proxy for what is reached past the proxy, or --mode interface",
+            )
         for text in self.allow:
             if not _DESTINATION.fullmatch(text):
                 raise ConfigurationError(

@@ -11,9 +11,11 @@ from lattice_k8s_job.inject.workloads import (
     agents,
     check,
     ends_with_agents,
+    everybody,
     grace,
+    probed_ports,
 )
-from lattice_k8s_job.layout import CA_VOLUME, SIDECAR, Sidecar
+from lattice_k8s_job.layout import CA_VOLUME, SIDECAR, Mode, Sidecar
 
 LABEL = "lattice.io/agent-managed"
 KIND_LENGTH = 63
@@ -31,7 +33,7 @@ def put(workload: Workload, options: Options) -> None:
     regular = [one for one in spec["containers"] if one.get("name") != SIDECAR]
     others = len(regular) if ends_with_agents(workload) else 0
     kind = workload.name[:KIND_LENGTH].rstrip("-.")
-    init = containers.init_container(options, kind)
+    init = containers.init_container(options, kind, probed_ports(workload))
     sidecar = containers.sidecar_container(options, kind, others, grace(workload))
     for container in agents(workload, options):
         _put_environment(container, options)
@@ -44,11 +46,14 @@ def put(workload: Workload, options: Options) -> None:
             _put_environment(container, options)
     else:
         nodes.remove(starters, SIDECAR)
-        # Last, so that the identity does not wait for the others.
-        nodes.put(starters, [init], only_at=-1)
+        # The identity should not wait for other init containers, but the lock must come before.
+        nodes.put(starters, [init], only_at=0 if options.mode is Mode.INTERFACE else -1)
         nodes.put(spec["containers"], [sidecar], only_at=0)
         if spec.get("shareProcessNamespace") is not True:
             nodes.insert(spec, "shareProcessNamespace", True, before="initContainers")
+    if options.mode is Mode.INTERFACE:
+        for container in everybody(workload):
+            _bind(container)
     held = nodes.sequence(spec, "volumes", before="containers")
     nodes.put(held, containers.volumes(options))
     if options.ca is None:
@@ -65,6 +70,16 @@ def _put_environment(container: dict[str, Any], options: Options) -> None:
         for name in containers.agent_variables() - {one["name"] for one in wanted}:
             nodes.remove(held, name)
     nodes.put(held, wanted)
+
+
+def _bind(container: dict[str, Any]) -> None:
+    """Take from a container what could undo the lock."""
+    if container.get("securityContext") is None:
+        container.pop("securityContext", None)
+        nodes.insert(container, "securityContext", {}, after=("image", "name"))
+    security = container["securityContext"]
+    security["allowPrivilegeEscalation"] = False
+    security["capabilities"] = {"drop": ["ALL"]}
 
 
 def _put_label(workload: Workload) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lattice_k8s_job.inject.containers import PASSWORD, agent_variables
 from lattice_k8s_job.inject.options import Options
-from lattice_k8s_job.layout import INIT, SIDECAR, Mode, Sidecar
+from lattice_k8s_job.layout import INIT, SIDECAR, USER_ID, Mode, Sidecar
 from lattice_sdk.errors import ConfigurationError
 
 Node = dict[str, Any]
@@ -135,9 +135,36 @@ def check(workload: Workload, options: Options) -> None:
             "--sidecar native on Kubernetes 1.29 and newer",
         )
     _check_ports(workload, options)
+    if options.mode is Mode.INTERFACE:
+        for container in everybody(workload):
+            _check_power(workload, container)
     if options.mode is Mode.PROXY:
         for container in (*agents(workload, options), *agents(workload, options, "initContainers")):
             _check_variables(workload, container)
+
+
+def everybody(workload: Workload) -> list[Node]:
+    """All containers that are not ours."""
+    spec = workload.spec
+    return [
+        one
+        for lists in ("initContainers", "containers")
+        for one in spec.get(lists) or []
+        if one.get("name") not in (INIT, SIDECAR)
+    ]
+
+
+def probed_ports(workload: Workload) -> list[int]:
+    """The TCP ports of the pods that the kubelet probes."""
+    found = []
+    for container in everybody(workload):
+        named = {port.get("name"): port["containerPort"] for port in container.get("ports") or []}
+        for kind in ("livenessProbe", "readinessProbe", "startupProbe"):
+            probe = container.get(kind) or {}
+            for way in ("httpGet", "tcpSocket", "grpc"):
+                if port := (probe.get(way) or {}).get("port"):
+                    found.append(int(named.get(port, port)))
+    return found
 
 
 def ends_with_agents(workload: Workload) -> bool:
@@ -165,6 +192,29 @@ def _check_ports(workload: Workload, options: Options) -> None:
                     f"its container {container.get('name')} uses port {number}",
                     f"Choose another one with {ours[number]}",
                 )
+
+
+def _check_power(workload: Workload, container: Node) -> None:
+    """Nobody but the two containers may be able to undo the lock, or to pass as one of them."""
+    security = container.get("securityContext") or {}
+    name = container.get("name")
+    if security.get("privileged"):
+        raise workload.error(
+            f"its container {name} is privileged, and could undo what locks the pod's network",
+            "Take privileged out, or use --mode proxy",
+        )
+    if added := (security.get("capabilities") or {}).get("add"):
+        raise workload.error(
+            f"its container {name} adds the capabilities {', '.join(map(str, added))}, and in mode "
+            "interface it may have none",
+            "Take them out, or use --mode proxy",
+        )
+    groups = (security, workload.spec.get("securityContext") or {})
+    if any(one.get("runAsGroup") == USER_ID for one in groups):
+        raise workload.error(
+            f"its container {name} runs as the group {USER_ID}, which the lock does not bind",
+            "Choose another runAsGroup",
+        )
 
 
 def _check_variables(workload: Workload, container: Node) -> None:
