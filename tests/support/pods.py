@@ -28,6 +28,7 @@ from support.waiting import process_alive, wait_for
 
 PATIENCE = 60.0  # seconds for a container to start or to be probed
 LEAST_GRACE = 2.0  # seconds, kubelet's minimumGracePeriodInSeconds: also after the pod's own
+HOSTS = "etc-hosts"
 Manifest = dict[str, Any]
 
 
@@ -82,7 +83,7 @@ class Pod:
             self._node.podman("pod", "rm", "--force", "--time", "0", self.name)
         if self._kubelet is not None:
             self._kubelet.join(30)
-        for mount in sorted(self._volumes.glob("*")):
+        for mount in self._volumes.glob("*"):
             if os.path.ismount(mount):
                 subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
@@ -223,7 +224,15 @@ class Pod:
             if pid := self.pid(name):
                 _signal(pid, signal.SIGTERM)
 
+    def _hosts(self) -> Path:
+        """The hosts file of all containers, written anew whenever one starts."""
+        self._volumes.mkdir(exist_ok=True)
+        path = self._volumes / HOSTS
+        path.write_text(f"# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n{self.ip}\tpod\n")
+        return path
+
     def _start(self, name: str) -> None:
+        self._hosts()
         self._podman("start", self._container(name))
         self._pids[name] = int(self._inspect(name, "{{.State.Pid}}"))
 
@@ -249,7 +258,10 @@ class Pod:
                 "restartPolicy": "Never",
                 "shareProcessNamespace": bool(self.spec.get("shareProcessNamespace")),
                 "containers": [self._translate(one) for one in self._containers()],
-                "volumes": [self._volume(one) for one in self.spec.get("volumes", [])],
+                "volumes": [
+                    {"name": HOSTS, "hostPath": {"path": str(self._hosts()), "type": "File"}},
+                    *(self._volume(one) for one in self.spec.get("volumes", [])),
+                ],
             },
         }
         file = self._node.directory / f"{self.name}.json"
@@ -266,8 +278,10 @@ class Pod:
     def _translate(self, container: Manifest) -> Manifest:
         """Without what podman does not read, and with what the kubelet fills in filled in."""
         fields = {"name", "image", "command", "args", "workingDir", "securityContext"}
-        kept = {key: value for key, value in container.items() if key in fields | {"volumeMounts"}}
+        kept = {key: value for key, value in container.items() if key in fields}
         kept["imagePullPolicy"] = "Never"
+        hosts = {"name": HOSTS, "mountPath": "/etc/hosts"}
+        kept["volumeMounts"] = [hosts, *container.get("volumeMounts", [])]
         known: dict[str, str] = {}
         for variable in container.get("env", []):
             value = variable.get("value", "")

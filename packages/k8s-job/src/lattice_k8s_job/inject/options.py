@@ -60,6 +60,8 @@ class Options:
     allow_networks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mode", Mode(self.mode))
+        object.__setattr__(self, "sidecar", Sidecar(self.sidecar))
         try:
             parse_duration(self.ttl)
         except ValueError as error:
