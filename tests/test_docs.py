@@ -133,7 +133,7 @@ def test_sdk_page_has_every_error() -> None:
 
 COMMANDS = [
     line
-    for page in ("operations.md", "isolation.md")
+    for page in ("operations.md", "isolation.md", "kubernetes.md")
     for block in blocks(page, "sh")
     for line in block.replace("\\\n", " ").splitlines()
     if line.startswith("lattice ")
@@ -142,7 +142,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_of_the_docs_are_accepted(line: str) -> None:
-    words = shlex.split(line)[1:]
+    words = shlex.split(line.partition(" | ")[0], comments=True)[1:]
     command = typer.main.get_command(build())
     while getattr(command, "commands", None):
         command = command.commands[words.pop(0)]

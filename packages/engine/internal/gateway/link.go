@@ -3,6 +3,7 @@ package gateway
 import (
 	"errors"
 	"os"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -47,8 +48,8 @@ func configureLink(opts *options) error {
 		base + "/route_localnet": "0",
 		base + "/accept_local":   "0",
 	} {
-		if err := os.WriteFile(path, []byte(value), 0); err != nil {
-			return startFailure("sysctl_failed", "%s cannot be set to %s (%w): the gateway needs a writable /proc/sys/net; in a container use --namespace own or mount it writable", path, value, err)
+		if err := setSysctl(path, value); err != nil {
+			return startFailure("sysctl_failed", "%s cannot be set to %s (%w): the gateway needs a writable /proc/sys/net; in a container use --namespace own, mount it writable, or have conf/default set before the gateway starts", path, value, err)
 		}
 	}
 	link.DisableIPv6(opts.iface)
@@ -71,4 +72,13 @@ func configureLink(opts *options) error {
 		}
 	}
 	return nil
+}
+
+// setSysctl sets what is not set already: in a container /proc/sys is read-only, and new interfaces are as
+// conf/default says.
+func setSysctl(path, value string) error {
+	if now, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(now)) == value {
+		return nil
+	}
+	return os.WriteFile(path, []byte(value), 0)
 }

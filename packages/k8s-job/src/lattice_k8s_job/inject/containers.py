@@ -89,7 +89,11 @@ def volumes(options: Options) -> list[Document]:
     memory = {"medium": "Memory", "sizeLimit": "8Mi"}
     made: list[Document] = [{"name": layout.IDENTITY_VOLUME, "emptyDir": memory}]
     if options.token_audience is not None:
-        token = {"audience": options.token_audience, "path": layout.TOKEN_FILE}
+        token = {
+            "audience": options.token_audience,
+            "expirationSeconds": 600,  # the least; a control plane takes no old ones
+            "path": layout.TOKEN_FILE,
+        }
         source: Document = {"projected": {"sources": [{"serviceAccountToken": token}]}}
     else:
         secret, key = name_and_key(options.token_secret, "token")
