@@ -73,20 +73,35 @@ def _base(podman: Podman) -> tuple[str, str]:
     return name, podman(*run).strip()
 
 
-def _lattice(podman: Podman, base: str, python: str) -> str:
+def server_image(podman: Podman) -> str:
+    """The image of server and gateway, from the same Containerfile."""
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _lattice(podman, *_base(podman), "lattice-server", "lattice")
+
+
+def _lattice(
+    podman: Podman,
+    base: str,
+    python: str,
+    distribution: str = "lattice-k8s-job",
+    command: str = "lattice-k8s",
+) -> str:
     sources = [ROOT / "requirements.lock", *IMAGE.iterdir()]
-    for package in ("core", "engine", "k8s-job"):
-        sources += (ROOT / "packages" / package).rglob("*.py")
+    for package in ("core", "engine", distribution.removeprefix("lattice-")):
+        sources += (ROOT / "packages" / package / "src").rglob("*.py")
         sources += (ROOT / "packages" / package).glob("pyproject.toml")
     sources += (ROOT / "packages" / "engine").rglob("*.go")
     sources += (ROOT / "packages" / "engine").glob("go.*")
-    name = f"localhost/lattice-k8s-job:{_key([base, *_contents(sources)])}"
+    name = f"localhost/{distribution}:{_key([base, *_contents(sources)])}"
     if not _there(podman, name):
         context = BUILD / "context"
         go = _run(str(ROOT / "scripts" / "bootstrap.sh"), "go").strip()
-        command = [sys.executable, str(IMAGE / "context.py"), str(context), "--python", python]
-        _run(*command, "--machine", platform.machine(), LATTICE_GO=go)
-        arguments = ("--build-arg", f"BASE={base}", "--tag", name)
+        make = [sys.executable, str(IMAGE / "context.py"), str(context), "--python", python]
+        make += ["--machine", platform.machine(), "--package", distribution]
+        _run(*make, LATTICE_GO=go)
+        arguments = ("--build-arg", f"BASE={base}", "--build-arg", f"COMMAND={command}")
+        arguments += ("--build-arg", f"TITLE={distribution}", "--tag", name)
         file = str(IMAGE / "Containerfile")
         podman("build", "--isolation=chroot", "--quiet", *arguments, "--file", file, str(context))
         shutil.rmtree(context)

@@ -17,7 +17,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Pod:
         manifest: a Pod, or what makes pods of a template; as injected.
         secrets: of its namespace, by name and key.
         config_maps: likewise.
+        hosts: addresses of Services by name; there is no cluster DNS.
+        service_account: gives a token of its service account for an audience.
 
     Attributes:
         name: of the pod.
@@ -55,11 +57,14 @@ class Pod:
         *,
         secrets: Mapping[str, Mapping[str, str]] | None = None,
         config_maps: Mapping[str, Mapping[str, str]] | None = None,
+        hosts: Mapping[str, str] | None = None,
+        service_account: Callable[[str], str] | None = None,
     ) -> None:
         template = manifest
         while template["kind"] != "Pod" if "kind" in template else "spec" not in template:
             template = template["spec"].get("template") or template["spec"]["jobTemplate"]
         self._node, self._secrets, self._config_maps = node, secrets or {}, config_maps or {}
+        self._services, self._service_account = hosts or {}, service_account
         self.name = f"{manifest['metadata']['name']}-{uuid.uuid4().hex[:5]}"
         self.uid = str(uuid.uuid4())
         self.ip, self.restarts = "", 0
@@ -228,7 +233,9 @@ class Pod:
         """The hosts file of all containers, written anew whenever one starts."""
         self._volumes.mkdir(exist_ok=True)
         path = self._volumes / HOSTS
-        path.write_text(f"# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n{self.ip}\tpod\n")
+        lines = [f"{address}\t{name}\n" for name, address in self._services.items()]
+        head = f"# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n{self.ip}\tpod\n"
+        path.write_text(head + "".join(lines))
         return path
 
     def _start(self, name: str) -> None:
@@ -257,6 +264,11 @@ class Pod:
             "spec": {
                 "restartPolicy": "Never",
                 "shareProcessNamespace": bool(self.spec.get("shareProcessNamespace")),
+                "securityContext": {
+                    key: value
+                    for key, value in (self.spec.get("securityContext") or {}).items()
+                    if key in ("runAsUser", "runAsGroup", "runAsNonRoot")
+                },
                 "containers": [self._translate(one) for one in self._containers()],
                 "volumes": [
                     {"name": HOSTS, "hostPath": {"path": str(self._hosts()), "type": "File"}},
@@ -313,6 +325,10 @@ class Pod:
             _fill(
                 path, self._config_maps[volume["configMap"]["name"]], volume["configMap"]["items"]
             )
+        elif "projected" in volume and self._service_account:
+            (source,) = volume["projected"]["sources"]
+            wanted = source["serviceAccountToken"]
+            _fill(path, {wanted["path"]: self._service_account(wanted["audience"])}, None)
         else:
             raise AssertionError(f"no volume of this kind here: {volume}")
         return {"name": volume["name"], "hostPath": {"path": str(path), "type": "Directory"}}
