@@ -16,8 +16,9 @@ help: ## this list
 setup: ## virtual environment, tools and engine; done by every other target
 	@./scripts/bootstrap.sh all
 
-environments: setup ## a virtual environment for each AutoGen, for its tests; done by test and lint
+environments: setup ## virtual environments for each AutoGen and for schemathesis; done by test and lint
 	@./scripts/bootstrap.sh autogen $(AUTOGEN)
+	@./scripts/bootstrap.sh schemathesis
 
 demo: setup ## the whole story on this machine, without root
 	@$(BIN)/lattice demo
@@ -93,6 +94,7 @@ lock: ## resolve all dependencies again into the lock files (hashes, no registry
 		$(COMPILE) --group test --extra $$extra $(FABRIC) packages/autogen/pyproject.toml \
 			-o locks/autogen-$$extra.lock || exit 1; \
 	done
+	echo 'schemathesis>=4.30' | $(COMPILE) - -o locks/schemathesis.lock
 
 clean: ## remove what set-up and builds made
 	rm -rf .venv .venvs .tools .build dist packages/engine/src/lattice_engine/_bin

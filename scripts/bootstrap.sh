@@ -2,7 +2,8 @@
 # Set-up on a machine that has only Python >= 3.11, git and make. Idempotent: does only what is missing.
 # Leaves: .tools/ (uv, and Go where the one on PATH is missing or too old), .venv/ (everything else),
 # and the engine binary inside packages/engine. On request: `bootstrap.sh go` prints the Go command,
-# `bootstrap.sh autogen EXTRA…` makes .venvs/autogen-EXTRA for extras of packages/autogen.
+# `bootstrap.sh autogen EXTRA…` makes .venvs/autogen-EXTRA for extras of packages/autogen, and
+# `bootstrap.sh schemathesis` .venvs/schemathesis, which goes into no environment of ours.
 set -eu
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -49,7 +50,7 @@ ensure_venv() { # DIRECTORY LOCK PACKAGE...
     [ -x "$venv/bin/python" ] || .tools/bin/uv venv --quiet --python "$(find_python)" "$venv"
     .tools/bin/uv pip sync --quiet --python "$venv/bin/python" --require-hashes "$lock"
     for p in "$@"; do shift; set -- "$@" -e "$p"; done
-    LATTICE_ENGINE_SKIP_BUILD=1 .tools/bin/uv pip install --quiet --python "$venv/bin/python" --no-deps "$@"
+    [ $# -eq 0 ] || LATTICE_ENGINE_SKIP_BUILD=1 .tools/bin/uv pip install --quiet --python "$venv/bin/python" --no-deps "$@"
     printf '%s' "$want" > "$stamp"
 }
 
@@ -75,5 +76,6 @@ case "${1:-all}" in
             ensure_venv ".venvs/autogen-$extra" "locks/autogen-$extra.lock" \
                 packages/core packages/engine packages/server packages/autogen
         done ;;
-    *) fail "unknown step '$1': all, tools, go or autogen" ;;
+    schemathesis) ensure_tools; ensure_venv .venvs/schemathesis locks/schemathesis.lock ;;
+    *) fail "unknown step '$1': all, tools, go, autogen or schemathesis" ;;
 esac

@@ -120,6 +120,23 @@ def test_operations_page_has_every_setting_and_metric(world: World) -> None:
     assert set(re.findall(r"`(lattice_\w+)`", metrics)) == families
 
 
+def test_every_attack_of_the_security_page_has_its_test() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    attacks = text.partition("\n## Attack by attack\n")[2].partition("\n## ")[0]
+    rows = [row for row in re.findall(r"^\| (.+) \|$", attacks, re.M) if "---" not in row]
+    rows = [row for row in rows if not row.startswith("attack |")]
+    assert len(rows) > 40
+    for row in rows:
+        attack, holds, shown = row.split(" | ")
+        links = re.findall(r"\[(\w+)\]\(([^)]+)\)", shown)
+        assert links, f"nothing shows {attack!r}"
+        assert holds
+        for name, target in links:
+            source = (ROOT / "docs" / target).read_text()
+            word = "func" if target.endswith(".go") else "def"
+            assert re.search(rf"^(async )?{word} {name}\(", source, re.M), f"{target} has no {name}"
+
+
 def test_sdk_page_has_every_error() -> None:
     text = (ROOT / "docs" / "sdk.md").read_text()
     rows = set(re.findall(r"^\| `(\w+)` \| `(\w+)` \| (\d+) \|", text, re.MULTILINE))

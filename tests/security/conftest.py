@@ -14,6 +14,7 @@ from lattice_sdk import LatticeAgent
 from lattice_sdk.testing.world import World
 from support.attempts import Attempt, command, outside, told
 from support.targets import Targets, start_targets
+from support.tenants import Api, Tenant, two_tenants
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +53,32 @@ def held(inside: Callable[..., Attempt]) -> Callable[..., Attempt]:
         return caught
 
     return check
+
+
+@pytest.fixture(scope="session")
+def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, Tenant, Tenant]]:
+    """The API of a real fabric, our tenant and the one that attacks it.
+
+    Failures to authenticate are not limited: attacks are to be refused for what they are.
+    """
+    directory = tmp_path_factory.mktemp("tenants")
+    with two_tenants(directory, auth_failures_per_minute=0) as made:
+        yield made
+
+
+@pytest.fixture
+def api(tenants: tuple[Api, Tenant, Tenant]) -> Api:
+    """The API that is attacked."""
+    return tenants[0]
+
+
+@pytest.fixture
+def ours(tenants: tuple[Api, Tenant, Tenant]) -> Tenant:
+    """Who is attacked."""
+    return tenants[1]
+
+
+@pytest.fixture
+def theirs(tenants: tuple[Api, Tenant, Tenant]) -> Tenant:
+    """Who attacks."""
+    return tenants[2]

@@ -118,7 +118,7 @@ def test_handshake_that_does_not_come_is_not_waited_for(
         runner.run(serve())
 
 
-def test_files_are_private_and_the_log_tells_no_secret(
+def test_the_log_tells_no_secret_and_files_are_private(
     start: Callable[..., Process], tmp_path: Path
 ) -> None:
     server = start(log_level="debug")

@@ -54,41 +54,84 @@ def test_buckets_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert buckets.wait("source 0") == 0
 
 
-def failures(guard: FailureGuard, source: str, count: int, known: str | None = None) -> None:
-    for number in range(count):
-        hashed = known or f"guess {number}"
-        guard.check(source, hashed)
-        guard.failed(source, hashed, known=known is not None)
+async def attempt(guard: FailureGuard, source: str, hashed: str, code: str | None) -> str:
+    """Try; ``code`` is how it fails, if it does. What the caller is told."""
+    try:
+        async with guard.attempt(source, hashed):
+            if code is not None:
+                raise ApiProblem(code, "no")
+    except ApiProblem as told:
+        return told.code
+    return "passed"
 
 
-def test_source_that_guesses_is_stopped_and_others_are_not() -> None:
+async def guess(guard: FailureGuard, source: str, count: int) -> set[str]:
+    return {await attempt(guard, source, f"guess {n}", "invalid_token") for n in range(count)}
+
+
+@pytest.mark.anyio
+async def test_source_that_guesses_is_slowed_down_and_nobody_who_has_a_token_is() -> None:
     guard = FailureGuard(5)
-    guard.passed("good")
-    failures(guard, "192.0.2.1", 5)
-    with pytest.raises(ApiProblem) as stopped:
-        guard.check("192.0.2.1", "guess 6")
-    assert (stopped.value.status, stopped.value.code) == (429, "too_many_requests")
-    assert int(stopped.value.headers["Retry-After"]) >= 1
-    guard.check("192.0.2.2", "guess 6")
-    guard.check("192.0.2.1", "good")  # known from before, behind the same address
-    with pytest.raises(ApiProblem):
-        guard.check("192.0.2.1", "good, but never seen")
+    assert await guess(guard, "192.0.2.1", 5) == {"invalid_token"}
+    assert await guess(guard, "192.0.2.1", 50) == {"too_many_requests"}
+    assert await guess(guard, "192.0.2.2", 1) == {"invalid_token"}
+    for hashed in ("known from before", "never seen"):
+        # Behind the same address translation.
+        assert await attempt(guard, "192.0.2.1", hashed, None) == "passed"
 
 
-def test_token_that_holds_no_more_is_stopped_wherever_it_is_tried() -> None:
+@pytest.mark.anyio
+async def test_suspects_are_looked_at_a_few_at_a_time_and_known_ones_at_once() -> None:
+    guard, inside = FailureGuard(5), 0
+    await attempt(guard, "192.0.2.1", "good", None)
+    await guess(guard, "192.0.2.1", 10)
+    go = asyncio.Event()
+
+    async def slow(number: int) -> None:
+        nonlocal inside
+        async with guard.attempt("192.0.2.1", f"guess {number}"):
+            inside += 1
+            await go.wait()
+
+    crowd = [asyncio.create_task(slow(number)) for number in range(200)]
+    await asyncio.sleep(0)
+    assert await attempt(guard, "192.0.2.1", "good", None) == "passed"
+    assert inside == 2
+    go.set()
+    results = await asyncio.gather(*crowd, return_exceptions=True)
+    assert sum(isinstance(result, ApiProblem) for result in results) == 200 - 102
+
+
+@pytest.mark.anyio
+async def test_token_that_holds_no_more_is_stopped_wherever_it_is_tried() -> None:
     guard = FailureGuard(5)
-    guard.passed("revoked")
+    await attempt(guard, "192.0.2.0", "revoked", None)
     for number in range(5):
-        failures(guard, f"192.0.2.{number}", 1, known="revoked")
-    with pytest.raises(ApiProblem):
-        guard.check("198.51.100.1", "revoked")
-    guard.check("198.51.100.1", "another")
+        source = f"192.0.2.{number}"
+        assert await attempt(guard, source, "revoked", "token_revoked") == "token_revoked"
+    assert await attempt(guard, "198.51.100.1", "revoked", "token_revoked") == "too_many_requests"
+    assert await attempt(guard, "198.51.100.1", "another", None) == "passed"
 
 
-def test_guard_can_be_switched_off() -> None:
-    guard = FailureGuard(0)
-    failures(guard, "192.0.2.1", 100)
-    guard.check("192.0.2.1", "x")
+@pytest.mark.anyio
+async def test_stolen_token_that_is_tried_elsewhere_is_not_taken_from_its_owner() -> None:
+    guard = FailureGuard(5)
+    for _ in range(50):
+        await attempt(guard, "198.51.100.1", "stolen", "source_not_permitted")
+    assert await attempt(guard, "192.0.2.1", "stolen", None) == "passed"
+
+
+@pytest.mark.anyio
+async def test_other_refusals_are_no_failures_to_authenticate() -> None:
+    guard = FailureGuard(5)
+    for _ in range(50):
+        assert await attempt(guard, "192.0.2.1", "good", "forbidden") == "forbidden"
+    assert await guess(guard, "192.0.2.1", 1) == {"invalid_token"}
+
+
+@pytest.mark.anyio
+async def test_guard_can_be_switched_off() -> None:
+    assert await guess(FailureGuard(0), "192.0.2.1", 100) == {"invalid_token"}
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,12 @@ var (
 	flagsOfTCP  = field{expr.PayloadBaseTransportHeader, 13, 1}
 )
 
+// errorsOfICMP are unreachable, time exceeded and parameter problem; never a redirect.
+var errorsOfICMP = []byte{3, 11, 12}
+
+// saidOfOthers are the ICMP messages that change how a host treats another one: the errors, source quench and redirect.
+var saidOfOthers = []byte{3, 4, 5, 11, 12}
+
 func (f field) load(register uint32) []expr.Any {
 	return []expr.Any{&expr.Payload{DestRegister: register, Base: f.base, Offset: f.offset, Len: f.len}}
 }
@@ -48,6 +54,17 @@ var (
 		&expr.Ct{Key: expr.CtKeyPROTOCOL, Register: 10},
 		&expr.Ct{Key: expr.CtKeyPROTODST, Register: 11},
 	}
+
+	// errorKey is the key that the flow would have whose target sends this ICMP error about it.
+	errorKey = join(destination.load(1), source.load(9), []expr.Any{
+		&expr.Ct{Key: expr.CtKeyPROTOCOL, Register: 10},
+		&expr.Ct{Key: expr.CtKeyPROTODST, Register: 11},
+	})
+
+	// withOptions is an IPv4 header of more than five words.
+	withOptions = append(field{expr.PayloadBaseNetworkHeader, 0, 1}.load(1),
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x0f}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{5}})
 
 	flowKeyWithoutPort = join(pairKey, []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 10},

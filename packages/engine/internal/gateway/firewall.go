@@ -1,8 +1,13 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/nftables"
@@ -20,12 +25,22 @@ const (
 	setRanges   = "ranges"   // source . network . protocol . port : accept, for what connectors advertise
 	setDenied   = "denied"   // what was refused, with counters
 	setRefusals = "refusals" // refusals a second, by source
+	setFlows    = "flows"    // tracked connections, by source
 
 	deniedSize    = 8192
 	deniedTimeout = time.Minute
 	// refusalRate bounds the answers that one agent can make the gateway send, in packets a second.
 	refusalRate = 500
+	// flowsPerAgent bounds the connections that one agent can have the kernel track, so that the table is never full of
+	// one agent's: a full table drops everybody's new connections.
+	flowsPerAgent = 2048
+	// flowsShare is the part of the kernel's table that one agent may have at most.
+	flowsShare    = 8
+	connlimitOver = 1 // NFT_CONNLIMIT_F_INV of linux/netfilter/nf_tables.h
 )
+
+// conntrackMax is how many connections the kernel tracks in a network namespace.
+const conntrackMax = "/proc/sys/net/netfilter/nf_conntrack_max"
 
 type firewall struct {
 	iface   string
@@ -33,6 +48,8 @@ type firewall struct {
 	host    bool
 	table   *nftables.Table
 	sets    map[string]*nftables.Set
+	// flows is how many connections of one source are tracked; zero where the kernel cannot count them.
+	flows uint32
 }
 
 // tableOf names the table: two gateways of one network namespace do not share one.
@@ -48,12 +65,36 @@ func newFirewall(iface string, gateway netip.Addr, host bool) (*firewall, error)
 	f := &firewall{
 		iface: iface, gateway: gateway, host: host,
 		table: &nftables.Table{Name: tableOf(iface), Family: nftables.TableFamilyINet},
+		flows: flowLimit(),
 	}
 	return f, f.write()
 }
 
+// flowLimit is flowsPerAgent, or less where the kernel's table is small.
+func flowLimit() uint32 {
+	text, err := os.ReadFile(conntrackMax)
+	if err != nil {
+		return flowsPerAgent
+	}
+	most, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
+	if err != nil {
+		return flowsPerAgent
+	}
+	return uint32(min(flowsPerAgent, max(most/flowsShare, 16)))
+}
+
 // write makes the table with its rules and empty sets, in place of what is there.
 func (f *firewall) write() error {
+	err := f.writeOnce()
+	if errors.Is(err, unix.ENOENT) && f.flows > 0 {
+		slog.Warn("the kernel cannot count connections (module nft_connlimit): one agent can fill the table of all")
+		f.flows = 0
+		err = f.writeOnce()
+	}
+	return err
+}
+
+func (f *firewall) writeOnce() error {
 	conn, err := nftables.New()
 	if err != nil {
 		return err
@@ -84,6 +125,8 @@ func (f *firewall) addSets(conn *nftables.Conn) error {
 		{Name: setRanges, KeyType: flow, Concatenation: true, Interval: true, IsMap: true, DataType: nftables.TypeVerdict, HasTimeout: true},
 		{Name: setDenied, KeyType: flow, Concatenation: true, Dynamic: true, HasTimeout: true, Timeout: deniedTimeout, Size: deniedSize},
 		{Name: setRefusals, KeyType: nftables.TypeIPAddr, Dynamic: true, HasTimeout: true, Timeout: 10 * time.Second, Size: 65535},
+		// Without a timeout: an element that timed out would forget connections that are still open.
+		{Name: setFlows, KeyType: nftables.TypeIPAddr, Dynamic: true, Size: 1 << 20},
 	} {
 		set.Table = f.table
 		if err := conn.AddSet(set, nil); err != nil {
@@ -112,6 +155,7 @@ type ruleset struct {
 
 func (r *ruleset) add() {
 	deny := r.conn.AddChain(&nftables.Chain{Name: "deny", Table: r.firewall.table})
+	refuse := r.conn.AddChain(&nftables.Chain{Name: "refuse", Table: r.firewall.table})
 	forward := r.base("forward", nftables.ChainHookForward)
 	input := r.base("input", nftables.ChainHookInput)
 	output := r.base("output", nftables.ChainHookOutput)
@@ -124,15 +168,29 @@ func (r *ruleset) add() {
 
 	r.rule(forward, r.in(false), drop)
 	r.rule(forward, notIPv4, drop)
+	// Nobody needs IP options, and a source route says where a packet is to go in a second place.
+	// ip hdrlength != 5 drop
+	r.rule(forward, withOptions, drop)
 	r.rule(forward, r.out(false), goTo(deny))
 	// ct direction reply ct state established ip saddr @live ip daddr @live accept
 	r.rule(forward, ctReply, ctState(expr.CtStateBitESTABLISHED), r.isLive(source), r.isLive(destination), accept)
-	// meta l4proto icmp ct state related ip saddr @live ip daddr @live accept
-	r.rule(forward, l4proto(unix.IPPROTO_ICMP), ctState(expr.CtStateBitRELATED), r.isLive(source), r.isLive(destination), accept)
+	// An error about a flow is taken from its target alone: from anybody else it is an attempt to break it. Nobody but
+	// who opened the flow is told of errors.
+	for _, t := range errorsOfICMP {
+		// icmp type T ct state related ip saddr @live ip daddr @live ip daddr . ip saddr . ct protocol . ct original proto-dst vmap @grants
+		r.rule(forward, l4proto(unix.IPPROTO_ICMP), icmpType(t), ctState(expr.CtStateBitRELATED), r.isLive(source), r.isLive(destination), errorKey, r.verdict(setGrants))
+		r.rule(forward, l4proto(unix.IPPROTO_ICMP), icmpType(t), ctState(expr.CtStateBitRELATED), r.isLive(destination), errorKey, r.verdict(setRanges))
+	}
+	for _, t := range saidOfOthers {
+		r.rule(forward, l4proto(unix.IPPROTO_ICMP), icmpType(t), drop) // no grant is for these
+	}
 	// What comes back from a connector's network has a source that is no identity: the flow's grant stands for it.
 	// ct direction reply ct state established ip daddr @live ct original saddr . ct original daddr . ct protocol . ct original proto-dst vmap @ranges
 	r.rule(forward, ctReply, ctState(expr.CtStateBitESTABLISHED), r.isLive(destination), originalKey, r.verdict(setRanges))
-	r.rule(forward, l4proto(unix.IPPROTO_ICMP), ctState(expr.CtStateBitRELATED), r.isLive(destination), originalKey, r.verdict(setRanges))
+	if r.firewall.flows > 0 {
+		// ct state new add @flows { ip saddr ct count over 2048 } goto refuse
+		r.rule(forward, ctState(expr.CtStateBitNEW), source.load(1), r.tooMany(), goTo(refuse))
+	}
 	// The original direction is looked up on every packet: a grant's end needs nobody to act.
 	// ip saddr . ip daddr . meta l4proto . th dport vmap @grants
 	r.rule(forward, flowKey, r.verdict(setGrants))
@@ -144,13 +202,14 @@ func (r *ruleset) add() {
 
 	r.rule(input, r.in(false), drop)
 	r.rule(input, notIPv4, drop)
+	r.rule(input, withOptions, drop)
 	r.rule(input, payloadIs(destination, r.firewall.gateway.AsSlice()), l4proto(unix.IPPROTO_ICMP), icmpType(8), r.isLive(source), accept)
 	r.rule(input, goTo(deny))
 
 	r.rule(output, r.out(false), drop)
 	r.rule(output, notIPv4, drop)
 	r.rule(output, l4proto(unix.IPPROTO_ICMP), icmpType(0), r.isLive(destination), accept) // echo reply
-	for _, t := range []byte{3, 11, 12} {                                                  // unreachable, time exceeded, parameter problem; never a redirect
+	for _, t := range errorsOfICMP {
 		r.rule(output, l4proto(unix.IPPROTO_ICMP), icmpType(t), accept)
 	}
 	r.rule(output, l4proto(unix.IPPROTO_TCP), tcpFlags(0x04, 0x04), accept) // the reset that refuses
@@ -161,10 +220,12 @@ func (r *ruleset) add() {
 	r.rule(deny, l4proto(unix.IPPROTO_TCP), tcpFlags(0x12, 0x02), r.isLive(source), flowKey, r.count())
 	r.rule(deny, l4proto(unix.IPPROTO_UDP), r.isLive(source), flowKey, r.count())
 	r.rule(deny, notL4proto(unix.IPPROTO_TCP), notL4proto(unix.IPPROTO_UDP), r.isLive(source), flowKeyWithoutPort, r.count())
+	r.rule(deny, goTo(refuse))
+
 	// update @refusals { ip saddr limit rate over 500/second } drop
-	r.rule(deny, source.load(1), r.limit(), drop)
-	r.rule(deny, l4proto(unix.IPPROTO_TCP), reject(unix.NFT_REJECT_TCP_RST, 0))
-	r.rule(deny, reject(unix.NFT_REJECT_ICMPX_UNREACH, unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED))
+	r.rule(refuse, source.load(1), r.limit(), drop)
+	r.rule(refuse, l4proto(unix.IPPROTO_TCP), reject(unix.NFT_REJECT_TCP_RST, 0))
+	r.rule(refuse, reject(unix.NFT_REJECT_ICMPX_UNREACH, unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED))
 }
 
 func (r *ruleset) base(name string, hook *nftables.ChainHook) *nftables.Chain {
@@ -205,6 +266,12 @@ func (r *ruleset) verdict(name string) []expr.Any {
 func (r *ruleset) count() []expr.Any {
 	set := r.firewall.sets[setDenied]
 	return []expr.Any{&expr.Dynset{SrcRegKey: 1, SetName: set.Name, SetID: set.ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{&expr.Counter{}}}}
+}
+
+func (r *ruleset) tooMany() []expr.Any {
+	set := r.firewall.sets[setFlows]
+	count := &expr.Connlimit{Count: r.firewall.flows, Flags: connlimitOver}
+	return []expr.Any{&expr.Dynset{SrcRegKey: 1, SetName: set.Name, SetID: set.ID, Operation: unix.NFT_DYNSET_OP_ADD, Exprs: []expr.Any{count}}}
 }
 
 func (r *ruleset) limit() []expr.Any {

@@ -18,7 +18,7 @@ from lattice_engine._log import EngineLog, tail_of
 
 TYPE_CHECKING = False  # as typing has it, without the time that importing that takes
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, BinaryIO
 
 # Where the engine may put files and find certificate authorities, and knobs of the Go runtime.
 # Nothing else: the environment of an agent's process holds tokens.
@@ -100,7 +100,7 @@ class Launch:
             elif isinstance(log, int):
                 stderr = log
             else:
-                stderr = always.enter_context(log.open("ab")).fileno() if log else 0
+                stderr = always.enter_context(_appending(log)).fileno() if log else 0
             try:
                 self.process = subprocess.Popen(
                     command,
@@ -225,3 +225,9 @@ def readable(descriptor: int, timeout: float) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(timeout * 1000))
+
+
+def _appending(path: Path) -> BinaryIO:
+    """A log file, which is nobody else's business: it names peers and addresses."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    return os.fdopen(descriptor, "ab")

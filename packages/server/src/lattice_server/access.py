@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from lattice_server.control import ControlPlane
 
 
-FAILURES = frozenset(
-    {"invalid_token", "token_expired", "token_revoked", "token_used_up", "source_not_permitted"}
-)
-
-
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who sends a request, as far as it says and the connection shows.
@@ -106,19 +101,12 @@ async def authenticate(
     caller = caller or Caller(None)
     text = caller.bearer()
     hashed = token_hash(text)
-    control.failures.check(caller.address, hashed)
-    try:
+    async with control.failures.attempt(caller.address, hashed):
         principal = await _recognise(
             control, text, jwt="trust" in allowed, spent=spent, workspace=workspace
         )
         if principal.token is not None:
             check_source(principal.token, caller.address)
-    except ApiProblem as problem:
-        if problem.code in FAILURES:
-            known = problem.code != "invalid_token"
-            control.failures.failed(caller.address, hashed, known=known)
-        raise
-    control.failures.passed(hashed)
     if principal.kind not in allowed:
         raise ApiProblem(
             "forbidden",

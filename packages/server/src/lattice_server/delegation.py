@@ -68,6 +68,7 @@ async def delegate(
         )
         await control.events.append(tx, [_delegated(parent, token, now)])
     control.metrics.delegations.inc()
+    control.failures.passed(token_hash(secret))
     limit = now + (token.max_lifetime or 0)
     return {
         "enrollmentToken": secret,

@@ -1,4 +1,4 @@
-"""The life of an identity on the server: enroll, connect as a service, renew, remove.
+"""The life of an identity on the server: enroll, renew, remove.
 
 Each change is committed, published to the gateway and answered once the gateway has it. If it does
 not get it in time the change is taken back, so that a refused call leaves nothing behind.
@@ -10,16 +10,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lattice_sdk.wire import EnrollRequest, RenewRequest
-from lattice_server import delegation, endings, names, terms
+from lattice_server import delegation, endings, names, terms, tokens
 from lattice_server.access import (
     Principal,
     check_alive,
-    check_token,
     peer_not_found,
     same_secret,
     used_up,
@@ -36,7 +35,6 @@ from lattice_server.store.events import peer_event
 from lattice_server.store.queries import (
     peer_by_id,
     presets_of_workspace,
-    service_by_name,
     services_of,
 )
 from lattice_server.store.records import PeerRecord, TokenRecord
@@ -44,7 +42,6 @@ from lattice_server.store.records import PeerRecord, TokenRecord
 if TYPE_CHECKING:
     from lattice_server.control import ControlPlane
 
-SERVICE_PRESET = "service"
 # How long a spent token takes up the identity that it made; the SDK gives up after 30 s.
 TAKE_UP_MS = 120_000
 
@@ -73,7 +70,7 @@ async def enroll(
         async with control.database.read() as connection:
             presets = await presets_of_workspace(connection, token.workspace_id or "")
     granted = terms.for_agent(control.settings, token, request, presets)
-    private, public = _keys(request.public_key)
+    private, public = key_pair(request.public_key)
     secret = new_token("enrollment")
     now = now_ms()
     peer = PeerRecord(
@@ -116,6 +113,7 @@ async def enroll(
                     raise
         await wait_or_undo(control, done, token, abandoned)
     control.metrics.enrollments.inc()
+    control.failures.passed(peer.token_hash)
     return identity_answer(
         control.settings,
         gateway,
@@ -137,17 +135,17 @@ async def _commit_agent(
             if token.kind == "delegation":
                 peer = await delegation.inherit(tx, token, peer)
             if not own_key:
-                known = await _holder_of_key(control, tx, peer.public_key)
+                known = await holder_of_key(control, tx, peer.public_key)
                 if known is not None:
                     return await _take_up(control, tx, token, known, peer)
-            await _use(tx, token)
+            await tokens.use(tx, token)
             taken.append(await control.take_address(tx, peer.id))
             peer = replace(peer, address=taken[0])
             if peer.allow:
                 services = await services_of(tx.connection, peer.workspace_id)
                 peer = await names.claim(control, tx, token, peer, services, taken)
             await tx.connection.execute(insert(schema.peers).values(**peer.values()))
-            await control.events.append(tx, [_enrolled(peer)])
+            await control.events.append(tx, [enrolled(peer)])
             return await publish(control, tx, peer, None)
     except IntegrityError:
         raise
@@ -174,7 +172,7 @@ async def _take_up(
             "this public key cannot be enrolled with this request; make a new key pair",
             errors=[{"field": "publicKey", "message": "make a new key pair"}],
         )
-    await _check_again(tx, token)
+    await tokens.check_holds(tx, token.id)
     if token.uses is not None and token.used >= token.uses:
         _check_unanswered(token, known)
     limit = known.max_expires_at or asked.expires_at
@@ -188,7 +186,7 @@ async def _take_up(
     )
     await store(tx, peer)
     await delegation.shorten_descendants(control, tx, peer)
-    await control.events.append(tx, [_enrolled(peer, again=True)])
+    await control.events.append(tx, [enrolled(peer, again=True)])
     return await publish(control, tx, peer, known)
 
 
@@ -200,70 +198,6 @@ def _check_unanswered(token: TokenRecord, known: PeerRecord) -> None:
     """
     if known.renewals or now_ms() > known.created_at + TAKE_UP_MS:
         raise used_up(token)
-
-
-async def connect_service(
-    control: ControlPlane, principal: Principal, workspace: str, name: str, request: terms.Connect
-) -> dict[str, Any]:
-    """Let a connector take a service's address. A later connector takes over from an earlier one.
-
-    Raises:
-        ApiProblem: as the token, the request or the gateway demand.
-    """
-    token = principal.granted()
-    gateway = control.gateway()
-    ttl, max_ttl = terms.lifetime(control.settings, token, request.ttl)
-    private, public = _keys(request.public_key)
-    secret = new_token("enrollment")
-    async with control.database.write() as tx:
-        await _check_again(tx, token)
-        service = await service_by_name(tx.connection, workspace, name)
-        if service is None:
-            raise ApiProblem(
-                "service_not_found",
-                f"the workspace has no service {name}; add it first (POST /api/v1/services)",
-            )
-        if private is None:
-            holder = await _holder_of_key(control, tx, public)
-            if holder is not None and holder.id != service.peer_id:
-                raise ApiProblem(
-                    "invalid_public_key", "this public key is in use; make a new key pair"
-                )
-        before = await peer_by_id(tx.connection, service.peer_id)
-        now = now_ms()
-        peer = PeerRecord(
-            id=service.peer_id,
-            kind="service",
-            name=name,
-            agent_type=service.kind,
-            workspace_id=workspace,
-            preset=SERVICE_PRESET,
-            allow=[],
-            address=service.address,
-            public_key=public,
-            token_hash=token_hash(secret),
-            issuer=token.id,
-            ttl=ttl,
-            max_ttl=max_ttl,
-            created_at=now,
-            expires_at=now + ttl,
-            max_expires_at=None if token.max_lifetime is None else now + token.max_lifetime,
-            renewals=0,
-            version=(before.version if before else 0) + 1,
-            state="active",
-            ended_at=None,
-        )
-        if before is None:
-            await tx.connection.execute(insert(schema.peers).values(**peer.values()))
-        else:
-            await store(tx, peer)
-        await control.events.append(tx, [_enrolled(peer)])
-        done = await publish(control, tx, peer, before)
-    await wait_or_undo(control, done, None)
-    control.metrics.enrollments.inc()
-    return identity_answer(
-        control.settings, gateway, peer, secret, private, done.object, [], done.ingress
-    )
 
 
 async def renew(
@@ -292,7 +226,7 @@ async def renew(
         check_alive(before, now)
         if before.kind == "service":
             # It can be renewed without end, so its token has to hold all the time.
-            await _check_token_of(tx, before.issuer)
+            await tokens.check_holds(tx, before.issuer)
         ttl = terms.renewal(before, request.ttl)
         expires = now + ttl
         if before.max_expires_at is not None:
@@ -301,7 +235,7 @@ async def renew(
             parent = await peer_by_id(tx.connection, before.parent_id)
             expires = min(expires, parent.expires_at if parent else before.expires_at)
         key = request.public_key or before.public_key
-        if key != before.public_key and await _holder_of_key(control, tx, key) is not None:
+        if key != before.public_key and await holder_of_key(control, tx, key) is not None:
             raise ApiProblem("invalid_public_key", "this public key is in use; make a new key pair")
         peer = replace(
             before,
@@ -365,12 +299,12 @@ async def may_act_on(connection: AsyncConnection, principal: Principal, peer: Pe
     return above is not None
 
 
-def _keys(public_key: str | None) -> tuple[str | None, str]:
+def key_pair(public_key: str | None) -> tuple[str | None, str]:
     """(private, public): the client's public key, or a pair made here."""
     return (None, public_key) if public_key else new_key_pair()
 
 
-async def _holder_of_key(control: ControlPlane, tx: Transaction, key: str) -> PeerRecord | None:
+async def holder_of_key(control: ControlPlane, tx: Transaction, key: str) -> PeerRecord | None:
     """The living peer with this key. One whose time is over is ended on the way."""
     stream = control.hub.stream
     if stream is not None and stream.info.public_key == key:
@@ -390,38 +324,8 @@ async def _holder_of_key(control: ControlPlane, tx: Transaction, key: str) -> Pe
     return None
 
 
-async def _use(tx: Transaction, token: TokenRecord) -> None:
-    """Count one use, if the token still holds: the condition and the count are one statement."""
-    tokens = schema.tokens.c
-    now = now_ms()
-    counted = await tx.connection.execute(
-        update(schema.tokens)
-        .where(
-            tokens.id == token.id,
-            tokens.revoked_at.is_(None),
-            tokens.expires_at.is_(None) | (tokens.expires_at > now),
-            tokens.uses.is_(None) | (tokens.used < tokens.uses),
-        )
-        .values(used=tokens.used + 1)
-    )
-    if counted.rowcount == 0:
-        await _check_again(tx, token)
-        raise used_up(token)
-
-
-async def _check_again(tx: Transaction, token: TokenRecord) -> None:
-    """Refuse a token that was revoked since it was looked at."""
-    await _check_token_of(tx, token.id)
-
-
-async def _check_token_of(tx: Transaction, token_id: str) -> None:
-    row = (
-        await tx.connection.execute(select(schema.tokens).where(schema.tokens.c.id == token_id))
-    ).one()
-    check_token(TokenRecord.of(row), now_ms(), spent=True)
-
-
-def _enrolled(peer: PeerRecord, **data: Any) -> dict[str, Any]:
+def enrolled(peer: PeerRecord, **data: Any) -> dict[str, Any]:
+    """The event of an enrollment."""
     return peer_event(
         "enrolled",
         now_ms(),

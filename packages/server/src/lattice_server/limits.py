@@ -9,13 +9,17 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from ipaddress import IPv6Address, IPv6Network, ip_address
 
 from lattice_server.problems import ApiProblem
 
 KEYS = 50_000  # that a limiter remembers; the one that was quiet longest is forgotten first
-KNOWN_GOOD_SECONDS = 600.0
+KNOWN_GOOD_SECONDS = 86_400.0
+SUSPECTS_AT_ONCE, SUSPECTS_WAITING = 2, 100  # of one source that is over its limit
+TOO_MANY_FAILURES = "there were too many attempts with tokens that are not accepted"
+HOLDS_NO_MORE = frozenset({"token_expired", "token_revoked", "token_used_up"})
+FAILURES = HOLDS_NO_MORE | {"invalid_token", "source_not_permitted"}
 AT_ONCE = 16  # enrollments of one token, renewals of one identity
 WAITING = 1000  # that wait for their turn behind them
 IPV6_SITE = 64  # bits; one site has so many addresses that each may be another
@@ -56,57 +60,6 @@ class Buckets:
         return min(float(self._burst), level + (self._clock() - at) * self._per_second)
 
 
-class FailureGuard:
-    """Stops answering those who fail to authenticate again and again.
-
-    Counted by source, and by token for one that is known and holds no more. A source that is over
-    its limit gets through with a token that was good a while ago: somebody behind the same address
-    translation who guesses does not lock the others out.
-
-    Args:
-        per_minute: failures of one source, or with one token; zero switches it off.
-    """
-
-    def __init__(self, per_minute: int) -> None:
-        self._on = per_minute > 0
-        self._failures = Buckets(max(1, per_minute), max(1, per_minute) / 60)
-        self._good: OrderedDict[str, float] = OrderedDict()
-
-    def check(self, source: str, hashed: str) -> None:
-        """Refuse before anything is looked up.
-
-        Args:
-            source: the caller's address.
-            hashed: hash of what it sent.
-
-        Raises:
-            ApiProblem: ``too_many_requests``.
-        """
-        if not self._on:
-            return
-        wait = self._failures.wait(f"token {hashed}")
-        if self._good.get(hashed, 0.0) < time.monotonic():
-            wait = max(wait, self._failures.wait(f"source {source_key(source)}"))
-        if wait > 0:
-            raise too_many("there were too many attempts with tokens that are not accepted", wait)
-
-    def failed(self, source: str, hashed: str, *, known: bool) -> None:
-        """Count a failure; ``known`` says that there is or was such a token."""
-        self._failures.take(f"source {source_key(source)}")
-        if known:
-            self._failures.take(f"token {hashed}")
-        self._good.pop(hashed, None)
-
-    def passed(self, hashed: str) -> None:
-        """Note a token that is good."""
-        if not self._on:
-            return
-        self._good[hashed] = time.monotonic() + KNOWN_GOOD_SECONDS
-        self._good.move_to_end(hashed)
-        if len(self._good) > KEYS:
-            self._good.popitem(last=False)
-
-
 class Lanes:
     """Gives each key a lane of its own: whoever floods waits behind itself, not others behind it.
 
@@ -138,6 +91,71 @@ class Lanes:
             inside[0] -= 1
             if not inside[0]:
                 self._lanes.pop(key, None)
+
+
+class FailureGuard:
+    """Slows those down who fail to authenticate again and again, and nobody beside them.
+
+    A token that holds no more is refused unseen after a while. A source that is over its limit is
+    still looked at, a few at a time, so that whoever guesses locks nobody out who shares its
+    address; who was good before, or got the token from here, does not even notice.
+
+    Args:
+        per_minute: failures of one source, or with one token; zero switches it off.
+    """
+
+    def __init__(self, per_minute: int) -> None:
+        self._on = per_minute > 0
+        self._failures = Buckets(max(1, per_minute), max(1, per_minute) / 60)
+        self._good: OrderedDict[str, float] = OrderedDict()
+        self._lanes = Lanes(SUSPECTS_AT_ONCE, SUSPECTS_WAITING)
+
+    @asynccontextmanager
+    async def attempt(self, source: str, hashed: str) -> AsyncIterator[None]:
+        """Around one attempt to authenticate, which says by an :class:`ApiProblem` that it failed.
+
+        Args:
+            source: the caller's address.
+            hashed: hash of what it sent.
+
+        Raises:
+            ApiProblem: ``too_many_requests``, also in place of what a suspect's attempt raised.
+        """
+        if not self._on:
+            yield
+            return
+        key = source_key(source)
+        if (wait := self._failures.wait(f"token {hashed}")) > 0:
+            raise too_many(TOO_MANY_FAILURES, wait)
+        wait = self._failures.wait(f"source {key}")
+        suspect = wait > 0 and self._good.get(hashed, 0.0) < time.monotonic()
+        try:
+            async with self._lanes.enter(key) if suspect else nullcontext():
+                yield
+        except ApiProblem as problem:
+            if problem.code not in FAILURES:
+                raise
+            self._failed(key, hashed, problem.code)
+            if suspect:
+                raise too_many(TOO_MANY_FAILURES, wait) from None
+            raise
+        self.passed(hashed)
+
+    def _failed(self, key: str, hashed: str, code: str) -> None:
+        self._failures.take(f"source {key}")
+        # Of a token that holds elsewhere, only its owner would suffer.
+        if code in HOLDS_NO_MORE:
+            self._failures.take(f"token {hashed}")
+            self._good.pop(hashed, None)
+
+    def passed(self, hashed: str) -> None:
+        """Note a token that is good: it was seen to be, or was made here."""
+        if not self._on:
+            return
+        self._good[hashed] = time.monotonic() + KNOWN_GOOD_SECONDS
+        self._good.move_to_end(hashed)
+        if len(self._good) > KEYS:
+            self._good.popitem(last=False)
 
 
 def source_key(address: str) -> str:

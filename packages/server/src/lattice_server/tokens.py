@@ -11,6 +11,7 @@ from sqlalchemy import insert, select, update
 
 from lattice_sdk.durations import format_duration
 from lattice_server import endings, workspace_policy
+from lattice_server.access import check_token, used_up
 from lattice_server.api.models import TokenBody
 from lattice_server.clock import now_ms, rfc3339, to_ms
 from lattice_server.credentials import new_id, new_token, token_hash
@@ -65,6 +66,7 @@ async def create(control: ControlPlane, body: TokenBody) -> dict[str, Any]:
             insert(schema.tokens).values(hash=token_hash(text), **token.values())
         )
         await control.events.append(tx, [_event("token.created", now, token)])
+    control.failures.passed(token_hash(text))
     return {**answer(token), "token": text}
 
 
@@ -126,6 +128,7 @@ async def rotate(control: ControlPlane, token_id: str, overlap: timedelta) -> di
         await control.events.append(
             tx, [_event("token.rotated", now, token, formerHoldsUntil=rfc3339(until))]
         )
+    control.failures.passed(token_hash(text))
     return {**answer(token), "token": text}
 
 
@@ -174,6 +177,41 @@ async def revoke(
             for token in tokens
         ],
     )
+
+
+async def use(tx: Transaction, token: TokenRecord) -> None:
+    """Count one use, if the token still holds: the condition and the count are one statement.
+
+    Raises:
+        ApiProblem: ``token_used_up``, ``token_revoked`` or ``token_expired``.
+    """
+    tokens = schema.tokens.c
+    now = now_ms()
+    counted = await tx.connection.execute(
+        update(schema.tokens)
+        .where(
+            tokens.id == token.id,
+            tokens.revoked_at.is_(None),
+            tokens.expires_at.is_(None) | (tokens.expires_at > now),
+            tokens.uses.is_(None) | (tokens.used < tokens.uses),
+        )
+        .values(used=tokens.used + 1)
+    )
+    if counted.rowcount == 0:
+        await check_holds(tx, token.id)
+        raise used_up(token)
+
+
+async def check_holds(tx: Transaction, token_id: str) -> None:
+    """Refuse a token that was revoked or has expired since it was looked at.
+
+    Raises:
+        ApiProblem: ``token_revoked`` or ``token_expired``.
+    """
+    row = (
+        await tx.connection.execute(select(schema.tokens).where(schema.tokens.c.id == token_id))
+    ).one()
+    check_token(TokenRecord.of(row), now_ms(), spent=True)
 
 
 def answer(token: TokenRecord) -> dict[str, Any]:

@@ -27,7 +27,9 @@ def control_of(request: Request) -> ControlPlane:
 def caller_of(connection: HTTPConnection) -> Caller:
     """Who sends this request or opens this WebSocket."""
     client = connection.client
-    return Caller(connection.headers.get("authorization"), client.host if client else "")
+    sent = connection.headers.getlist("authorization")
+    # Of two, a proxy may have looked at the other one.
+    return Caller(sent[0] if len(sent) == 1 else None, client.host if client else "")
 
 
 # With a default of None, so that it may stand last in a signature; it is always there.

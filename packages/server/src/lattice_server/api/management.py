@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse, Response
 
 from lattice_sdk.wire import EnrollResponse
-from lattice_server import identities, management, services, tokens
+from lattice_server import connecting, management, services, tokens
 from lattice_server.access import Caller, Principal, authenticate
 from lattice_server.api import models
 from lattice_server.api.common import (
@@ -243,7 +243,7 @@ async def connect_service(
     body = body or Connect()
     workspace = await _service_workspace(control, principal, name, body)
     async with control.lanes.enter(principal.granted().id):
-        answer: dict[str, Any] = await identities.connect_service(
+        answer: dict[str, Any] = await connecting.connect_service(
             control, principal, workspace, name, body
         )
     return JSONResponse(answer, status_code=201, headers=_NO_STORE)
