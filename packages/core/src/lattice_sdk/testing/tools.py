@@ -12,6 +12,7 @@ __all__ = ["ToolService"]
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two writes
     server: ToolService
 
     def setup(self) -> None:
