@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-
 from benchmarks import wireproxy
 from benchmarks.certificate import self_signed
 from benchmarks.fabrics import fabric, in_fresh_interpreter
 from benchmarks.report import Section
+
 from lattice_sdk import LatticeAgent, hookimpl
 from lattice_sdk.plugins import manager
 

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
-
 from benchmarks.fabrics import fabric
 from benchmarks.report import Section, percentile
+
 from lattice_sdk import LatticeAgent
 from lattice_sdk.testing.gate import Gate
 from lattice_server.fabric import Fabric
