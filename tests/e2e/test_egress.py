@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from lattice_engine import EngineClient
@@ -76,6 +78,22 @@ def test_a_name_is_reached_under_its_own_name_with_tls_end_to_end(
     ):
         assert http.get(f"https://{MODEL}:{model.port}/").text == "ok"
         assert model.seen[-1] == (MODEL, f"{MODEL}:{model.port}")
+
+
+def test_clients_trust_the_usual_authorities_where_none_is_named(
+    model: TLSServer, agent: Callable[..., LatticeAgent]
+) -> None:
+    url = f"https://{MODEL}:{model.port}/"
+
+    async def by_async_client(alice: LatticeAgent) -> None:
+        async with alice.async_http_client() as http:
+            await http.get(url)
+
+    with agent((MODEL, model.port)) as alice, alice.http_client() as http:
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            http.get(url)
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            asyncio.run(by_async_client(alice))
 
 
 def test_the_connector_dials_the_name_whatever_the_bytes_ask_for(

@@ -21,6 +21,7 @@ from lattice_sdk.lifecycle import Lifecycle
 
 SocketOptions = Iterable[Any] | None
 _TRANSPORT_OPTIONS = ("verify", "cert", "http1", "http2", "limits")
+_WITH_TLS = (b"https", b"wss")
 _WAY_OUT = ("transport", "proxy", "mounts", "app", "proxies", "trust_env", "uds", "local_address")
 
 
@@ -171,23 +172,46 @@ def _explain(life: Lifecycle, error: BaseException) -> None:
         raise tunnelled.broken(life, OSError(str(error))) from None
 
 
+# Of the transports of httpx only what uses the pool is taken: all that their __init__ does is make
+# another one, with authorities of its own, whose loading takes longer than all of the tunnel.
 class TunnelTransport(httpx.HTTPTransport):
     """A transport of httpx through a tunnel. Keeps its agent alive."""
 
     def __init__(self, life: Callable[[], Lifecycle], **options: Any) -> None:
-        super().__init__(trust_env=False, **options)
-        self._pool.close()
-        self._pool = httpcore.ConnectionPool(network_backend=_Backend(life), **_pool(options))
+        self._pool = _Pool(network_backend=_Backend(life), **_pool(options))
 
 
 class AsyncTunnelTransport(httpx.AsyncHTTPTransport):
     """The same for :class:`httpx.AsyncClient`."""
 
     def __init__(self, life: Callable[[], Lifecycle], **options: Any) -> None:
-        super().__init__(trust_env=False, **options)
-        self._pool = httpcore.AsyncConnectionPool(
-            network_backend=_AsyncBackend(life), **_pool(options)
-        )
+        self._pool = _AsyncPool(network_backend=_AsyncBackend(life), **_pool(options))
+
+
+class _Pool(httpcore.ConnectionPool):
+    def create_connection(self, origin: httpcore.Origin) -> Any:
+        if self._ssl_context is None and origin.scheme in _WITH_TLS:
+            self._ssl_context = _usual_trust(self._http2)
+        return super().create_connection(origin)
+
+
+class _AsyncPool(httpcore.AsyncConnectionPool):
+    def create_connection(self, origin: httpcore.Origin) -> Any:
+        if self._ssl_context is None and origin.scheme in _WITH_TLS:
+            self._ssl_context = _usual_trust(self._http2)
+        return super().create_connection(origin)
+
+
+@cache
+def _usual_trust(http2: bool) -> ssl.SSLContext:
+    """One for all clients, made for the first that needs it.
+
+    Args:
+        http2: whether connections offer it; httpcore writes the offer into the context.
+    """
+    del http2
+    context: ssl.SSLContext = httpx.create_ssl_context(trust_env=False)
+    return context
 
 
 def client_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -210,10 +234,9 @@ def _pool(options: dict[str, Any]) -> dict[str, Any]:
     limits: httpx.Limits = options.get("limits") or httpx.Limits(
         max_connections=100, max_keepalive_connections=20
     )
-    verify = options.get("verify", True)
-    context: ssl.SSLContext = httpx.create_ssl_context(
-        verify=verify, cert=options.get("cert"), trust_env=False
-    )
+    verify, context = options.get("verify", True), None
+    if verify is not True or options.get("cert"):
+        context = httpx.create_ssl_context(verify=verify, cert=options.get("cert"), trust_env=False)
     return {
         "ssl_context": context,
         "max_connections": limits.max_connections,
