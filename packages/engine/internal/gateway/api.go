@@ -79,7 +79,7 @@ func (g *gateway) getPeers(w http.ResponseWriter, _ *http.Request) {
 			left := time.Duration(p.deadline - at).Seconds()
 			s.ExpiresIn = &left
 		}
-		if known := stats[p.key]; known != nil {
+		if known := stats[g.tunnel.keyInUse(p)]; known != nil {
 			s.RxBytes, s.TxBytes, s.Endpoint = known.rx, known.tx, known.endpoint
 			if known.lastHandshake > 0 {
 				ago := max(0, clock-known.lastHandshake)

@@ -108,7 +108,7 @@ func (g *guard) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 			sizes[i] = 0
 			continue
 		}
-		last := (*atomic.Int64)(unsafe.Add(unsafe.Pointer(to), g.handshake)).Load()
+		last := g.lastHandshake(to)
 		if last != 0 && at.UnixNano()-last < int64(sessionLife) {
 			continue
 		}
@@ -132,8 +132,13 @@ func (g *guard) connector(to netip.Addr) *device.Peer {
 	return nil
 }
 
-// know takes in which peers the device has now.
-func (g *guard) know(dev *device.Device, remove, put []*peer) {
+// lastHandshake is when a session was last made with a peer, in nanoseconds of Unix time; 0 for never.
+func (g *guard) lastHandshake(of *device.Peer) int64 {
+	return (*atomic.Int64)(unsafe.Add(unsafe.Pointer(of), g.handshake)).Load()
+}
+
+// know takes in which peers the device has now, and by which key each is reached.
+func (g *guard) know(dev *device.Device, remove, put []*peer, key func(*peer) publicKey) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, p := range remove {
@@ -147,7 +152,7 @@ func (g *guard) know(dev *device.Device, remove, put []*peer) {
 		}
 	}
 	for _, p := range put {
-		known := dev.LookupPeer(device.NoisePublicKey(p.key))
+		known := dev.LookupPeer(device.NoisePublicKey(key(p)))
 		for _, address := range p.addresses() {
 			g.peers[word(address)] = known
 		}

@@ -25,8 +25,12 @@ import (
 // testMode makes the test binary the gateway: the tests start it as anyone starts the engine.
 const testMode = "LATTICE_TEST_GATEWAY"
 
+// shorterRotation is how long keys that were exchanged work on in tests.
+const shorterRotation = 3 * time.Second
+
 func TestMain(m *testing.M) {
 	if os.Getenv(testMode) == "1" && len(os.Args) > 1 && os.Args[1] == "gateway" {
+		rotationTime = shorterRotation
 		os.Exit(Main(os.Args[2:], "test"))
 	}
 	os.Exit(m.Run())

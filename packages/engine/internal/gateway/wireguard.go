@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/crypto/curve25519"
 	"golang.zx2c4.com/wireguard/device"
@@ -22,6 +23,10 @@ type tunnel struct {
 	guard     *guard
 	bind      *socketBind
 	publicKey publicKey
+
+	mu        sync.Mutex           // one change of the device at a time
+	rotations map[string]*rotation // by identity
+	settling  bool
 }
 
 // readKey reads a private key file as `wg genkey` writes it. Errors never carry the content.
@@ -52,7 +57,7 @@ func newTunnel(dev tun.Device, bind *socketBind, private [32]byte, public public
 	if err != nil {
 		return nil, startFailure("wireguard_failed", "%w", err)
 	}
-	t := &tunnel{device: device.NewDevice(guard, bind, logger), guard: guard, bind: bind, publicKey: public}
+	t := &tunnel{device: device.NewDevice(guard, bind, logger), guard: guard, bind: bind, publicKey: public, rotations: map[string]*rotation{}}
 	if err := guard.arm(t.device); err != nil {
 		return nil, startFailure("wireguard_failed", "%w", err)
 	}
@@ -65,50 +70,58 @@ func newTunnel(dev tun.Device, bind *socketBind, private [32]byte, public public
 	return t, nil
 }
 
-// configure takes peers out and puts peers in. A key that is in both stays and keeps its session.
+// configure takes peers out and puts peers in. A key that is in both stays and keeps its session; one that an identity
+// exchanges stays until the new one is in use.
 func (t *tunnel) configure(remove, put []*peer) error {
-	before, after := make(map[publicKey]*peer, len(remove)), make(map[publicKey]bool, len(put))
-	for _, p := range remove {
-		before[p.key] = p
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.settleBefore(remove, put); err != nil {
+		return err
 	}
-	for _, p := range put {
-		after[p.key] = true
-	}
+	x := t.exchange(remove, put)
 	var b strings.Builder
-	for _, p := range remove {
-		if !after[p.key] {
-			fmt.Fprintf(&b, "public_key=%s\nremove=true\n", hex.EncodeToString(p.key[:]))
-		}
+	for _, key := range x.gone {
+		fmt.Fprintf(&b, "public_key=%s\nremove=true\n", hex.EncodeToString(key[:]))
 	}
 	for _, p := range put {
-		// Writing allowed-ips anew would lose packets of a peer that only got another deadline, or of a connector that
-		// only got one route more.
-		old := before[p.key]
-		if old == nil || !old.address.IsValid() {
-			fmt.Fprintf(&b, "public_key=%s\nreplace_allowed_ips=true\n", hex.EncodeToString(p.key[:]))
-			old = &peer{}
-		} else if old.address != p.address || !slices.Equal(old.routes, p.routes) || !slices.Equal(old.networks, p.networks) {
-			fmt.Fprintf(&b, "public_key=%s\n", hex.EncodeToString(p.key[:]))
+		key := p.key
+		if r := x.begun[p.id]; r != nil {
+			// The new key may shake hands; the address follows when it has.
+			fmt.Fprintf(&b, "public_key=%s\n", hex.EncodeToString(key[:]))
+			key = r.former
 		}
-		had, has := old.allowedIPs(), p.allowedIPs()
-		for _, prefix := range had {
-			if prefix.IsValid() && !slices.Contains(has, prefix) {
-				fmt.Fprintf(&b, "allowed_ip=-%s\n", prefix)
-			}
-		}
-		for _, prefix := range has {
-			if !slices.Contains(had, prefix) {
-				fmt.Fprintf(&b, "allowed_ip=%s\n", prefix)
-			}
-		}
+		allow(&b, key, x.base[p.id], p)
 	}
 	if b.Len() > 0 {
 		if err := t.device.IpcSet(b.String()); err != nil {
 			return err
 		}
 	}
-	t.guard.know(t.device, remove, put)
+	t.begin(x.begun)
+	t.guard.know(t.device, remove, put, t.holds)
 	return nil
+}
+
+// allow writes what a key may send from and is sent. Written anew it would lose packets of a peer that only got another
+// deadline, or of a connector that only got one route more.
+func allow(b *strings.Builder, key publicKey, old, p *peer) {
+	if old == nil || !old.address.IsValid() {
+		fmt.Fprintf(b, "public_key=%s\nreplace_allowed_ips=true\n", hex.EncodeToString(key[:]))
+		old = &peer{}
+	} else if old.address != p.address || !slices.Equal(old.routes, p.routes) || !slices.Equal(old.networks, p.networks) {
+		fmt.Fprintf(b, "public_key=%s\n", hex.EncodeToString(key[:]))
+	}
+	had, has := old.allowedIPs(), p.allowedIPs()
+	for _, prefix := range had {
+		if prefix.IsValid() && !slices.Contains(has, prefix) {
+			fmt.Fprintf(b, "allowed_ip=-%s\n", prefix)
+		}
+	}
+	for _, prefix := range has {
+		if !slices.Contains(had, prefix) {
+			fmt.Fprintf(b, "allowed_ip=%s\n", prefix)
+		}
+	}
 }
 
 // reset makes the device's peers exactly these, keeping the sessions of those that stay.
@@ -117,6 +130,9 @@ func (t *tunnel) reset(peers map[string]*peer) error {
 	if err != nil {
 		return err
 	}
+	t.mu.Lock()
+	clear(t.rotations)
+	t.mu.Unlock()
 	var remove, put []*peer
 	for key := range stats {
 		remove = append(remove, &peer{key: key})
@@ -168,6 +184,9 @@ func (t *tunnel) stats() (map[publicKey]*peerStats, error) {
 }
 
 func (t *tunnel) close() {
+	t.mu.Lock()
+	clear(t.rotations)
+	t.mu.Unlock()
 	t.device.Close()
 	t.bind.shut()
 }

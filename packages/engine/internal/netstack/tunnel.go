@@ -16,7 +16,11 @@ import (
 	"lattice.dev/engine/internal/wg"
 )
 
-const dialTimeout = 20 * time.Second
+const (
+	dialTimeout = 20 * time.Second
+	// exchangeTimeout is how long a change of the key waits for its handshake.
+	exchangeTimeout = 5 * time.Second
+)
 
 // Tunnel is one identity's way into the overlay.
 type Tunnel struct {
@@ -42,6 +46,7 @@ type Tunnel struct {
 	revoke   *Revoke
 	names    *NameSource
 	peer     wg.Peer
+	key      wg.Key // its private one
 	deadline *deadline
 	open     map[io.Closer]struct{}
 	forwards map[string]*forward
@@ -74,7 +79,7 @@ func (s *service) openTunnel(id string, spec *Spec) (*Tunnel, error) {
 	}
 	t := &Tunnel{
 		ID: id, spec: read, net: reached, view: view, hosts: read.hosts, policy: spec.Policy, revoke: spec.Revoke, names: spec.Names,
-		peer: read.peer, state: stateUp, closed: make(chan struct{}), open: map[io.Closer]struct{}{}, forwards: map[string]*forward{},
+		peer: read.peer, key: read.privateKey, state: stateUp, closed: make(chan struct{}), open: map[io.Closer]struct{}{}, forwards: map[string]*forward{},
 	}
 	t.ctx, t.end = context.WithCancel(context.Background())
 	if stack, ok := reached.(*overlay); ok && spec.Router {
@@ -276,18 +281,18 @@ func (t *Tunnel) update(change *Change) error {
 		}
 	}
 	t.mu.Lock()
-	peer := t.peer
+	peer, former := t.peer, t.key
 	t.mu.Unlock()
 	if change.Peer != nil {
 		if peer.Endpoint, err = wg.ResolveEndpoint(change.Peer.Endpoint); err != nil {
 			return &problem{400, "invalid_tunnel", err.Error()}
 		}
 	}
-	if key != "" {
-		err = t.device.SetPrivateKey(key)
-	}
-	if err == nil && change.Peer != nil {
+	if change.Peer != nil {
 		err = t.device.SetEndpoint(peer.Endpoint)
+	}
+	if err == nil && key != "" && key != former {
+		err = t.exchangeKey(key)
 	}
 	if err != nil {
 		return fmt.Errorf("the device refuses the change: %w", err)
@@ -309,6 +314,28 @@ func (t *Tunnel) update(change *Change) error {
 	t.mu.Unlock()
 	if change.ExpiresIn != nil {
 		t.expireIn(seconds(*change.ExpiresIn))
+	}
+	return nil
+}
+
+// exchangeKey takes another key into use, with a handshake: who only receives would send nothing that makes one, and the
+// gateway keeps the former key for a while and not for ever. Connections go on.
+func (t *Tunnel) exchangeKey(key wg.Key) error {
+	counters, err := t.device.Counters()
+	if err == nil {
+		err = t.device.SetPrivateKey(key)
+	}
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.key = key
+	t.mu.Unlock()
+	ctx, cancel := context.WithTimeout(t.ctx, exchangeTimeout)
+	defer cancel()
+	if err := t.shakeHands(ctx, counters.LastHandshake); err != nil && t.ctx.Err() == nil {
+		// The device goes on trying, as it does whenever its peer is out of reach.
+		slog.Warn("no handshake under the new key yet", "tunnel", t.ID, "error", err.Error())
 	}
 	return nil
 }
