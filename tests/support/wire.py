@@ -15,7 +15,10 @@ class Tap:
         url: where clients connect to.
         sent: what clients sent.
         received: what the server answered.
+        deaf: set it, and clients lose their connections instead of getting answers.
     """
+
+    deaf = False
 
     def __init__(self, server: str) -> None:
         parts = urlsplit(server)
@@ -62,6 +65,8 @@ class Tap:
             while data := source.recv(65536):
                 with self._lock:
                     kept += data
+                if self.deaf and kept is self.received:
+                    break
                 target.sendall(data)
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)

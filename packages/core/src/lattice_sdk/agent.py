@@ -281,6 +281,8 @@ class LatticeAgent(Programs, Face):
             when the process is killed, only when the agent is closed or its time is over. Taking
             it up again needs no token.
         verify: file of certificate authorities for the control plane.
+        rotate_keys: each renewal brings a new WireGuard key, and the former one is void once the
+            new one is in use; connections go on. With the tunnel backends of this package.
         timeout: seconds until opening is given up, 30 when left out.
 
     Raises:
@@ -303,6 +305,7 @@ class LatticeAgent(Programs, Face):
         isolation: Wanted | None = None,
         state_dir: Path | str | None = None,
         verify: Path | str | bool | None = None,
+        rotate_keys: bool | None = None,
         timeout: float | None = None,
     ) -> None:
         from lattice_sdk.ingress import Forwards, forward
@@ -321,6 +324,7 @@ class LatticeAgent(Programs, Face):
                 isolation=isolation,
                 state_dir=state_dir,
                 verify=verify,
+                rotate_keys=rotate_keys,
                 timeout=timeout,
                 request={
                     "agent_name": agent_name or DEFAULT_NAME,

@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     isolation: Wanted | None = Field(None, description="required, preferred or proxy")
     state_dir: Path | None = Field(None, description="where an identity survives a restart")
     ca_file: Path | None = Field(None, description="certificate authorities of the control plane")
+    rotate_keys: bool = Field(False, description="a new key with each renewal")
     timeout: float = Field(30.0, gt=0, description="seconds until an enrollment is given up")
 
     @classmethod

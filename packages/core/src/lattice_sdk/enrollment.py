@@ -22,6 +22,7 @@ from lattice_sdk.errors import (
     ConfigurationError,
     GatewayUnavailable,
     IdentityExpired,
+    InvalidRequest,
     LatticeError,
     NotFound,
     ServerError,
@@ -56,6 +57,7 @@ class Terms:
         isolation: how the network of programs is to be bounded.
         state_dir: where the identity survives the process.
         ca_file: certificate authorities of the control plane.
+        rotate_keys: whether each renewal brings a new key, where the tunnel can take it up.
         timeout: seconds until the enrollment is given up.
         secret_files: where these settings keep credentials.
     """
@@ -68,6 +70,7 @@ class Terms:
     isolation: Wanted = "preferred"
     state_dir: Path | None = None
     ca_file: Path | None = None
+    rotate_keys: bool = False
     timeout: float = 30.0
     secret_files: tuple[str, ...] = ()
 
@@ -106,6 +109,7 @@ class Enrollment:
         self.terms = terms
         self.client: ControlPlane | None = None
         self._state: StateDir | None = None
+        self._next: keys.KeyPair | None = None
 
     async def begin(self) -> EnrollResponse:
         """Take the saved identity up, or enroll.
@@ -133,17 +137,35 @@ class Enrollment:
             return await self._enroll(self.client, terms.timeout)
         return await self._resume(self.client, self._state, saved, may_enroll=token is not None)
 
-    async def renew(self, identity: Identity, ttl: str | None = None) -> EnrollResponse:
+    async def renew(
+        self, identity: Identity, ttl: str | None = None, *, rotate: bool = False
+    ) -> EnrollResponse:
         """Have the deadline moved.
+
+        Args:
+            identity: whose.
+            ttl: its life from now; what it had when left out.
+            rotate: whether it gets a new key, which is :attr:`key` from then on.
 
         Raises:
             LatticeError: as the control plane refuses; one of :data:`ENDED` when it is over.
         """
         assert self.client is not None  # noqa: S101 - begin() came first
-        request = RenewRequest.model_validate({"ttl": ttl} if ttl else {})
-        answer = await self.client.renew(
-            identity.peer_id, identity.enrollment_token, request, self.key
-        )
+        fields: dict[str, str] = {"ttl": ttl} if ttl else {}
+        key = self.key
+        if rotate or self._next is not None:
+            # The same key again after an answer that did not come: the server may have it already.
+            key = self._next = self._next or keys.generate()
+            fields["publicKey"] = key.public
+        request = RenewRequest.model_validate(fields)
+        try:
+            answer = await self.client.renew(
+                identity.peer_id, identity.enrollment_token, request, key
+            )
+        except InvalidRequest:
+            self._next = None
+            raise
+        self.key, self._next = key, None
         return await self._save(answer)
 
     async def enroll_successor(self) -> EnrollResponse:
@@ -227,7 +249,8 @@ class Enrollment:
                 # Died before the answer came: the same key again is the same identity.
                 return await self._enroll_and_save(client)
             try:
-                request = RenewRequest(ttl=self.terms.request.ttl)
+                # With the key, where it died while that was exchanged.
+                request = RenewRequest(ttl=self.terms.request.ttl, public_key=self.key.public)
                 answer = await client.renew(
                     saved.peer_id, saved.enrollment_token, request, self.key
                 )

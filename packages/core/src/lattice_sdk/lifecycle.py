@@ -515,7 +515,8 @@ class Lifecycle:
             if client.second_dialect:
                 await self._switch_over(former)
             else:
-                self._adopt(await self._enrollment.renew(former, ttl))
+                rotate = self.terms.rotate_keys and self.tunnel is not None and self.tunnel.rotates
+                self._adopt(await self._enrollment.renew(former, ttl, rotate=rotate))
                 if self.tunnel is not None and not self._lost:
                     await self.tunnel.update(self._spec())
         finally:

@@ -28,6 +28,7 @@ def make_terms(
     isolation: Wanted | None = None,
     state_dir: Path | str | None = None,
     verify: Path | str | bool | None = None,
+    rotate_keys: bool | None = None,
     timeout: float | None = None,
     request: dict[str, Any],
     service: bool = False,
@@ -51,6 +52,7 @@ def make_terms(
         isolation=isolation,
         state_dir=state_dir,
         ca_file=None if verify is True else verify,
+        rotate_keys=rotate_keys,
         timeout=timeout,
     )
     return Terms(
@@ -63,6 +65,7 @@ def make_terms(
         isolation="preferred" if service else settings.isolation or _usual(settings.backend),
         state_dir=settings.state_dir,
         ca_file=settings.ca_file,
+        rotate_keys=settings.rotate_keys,
         timeout=settings.timeout,
         secret_files=tuple(
             str(path)

@@ -110,12 +110,14 @@ class Tunnel(ABC):
         proxy: the way in, for backends that have one.
         isolation: what bounds the network of programs that are started with it.
         has_sockets: whether :meth:`new_socket` works.
+        rotates: whether :meth:`update` takes up another private key.
     """
 
     phases: Mapping[str, float]
     proxy: Proxy | None = None
     isolation: Isolation = "none"
     has_sockets = False
+    rotates = False
 
     async def update(self, spec: TunnelSpec) -> None:
         """Take over a renewal, without a break in connections."""

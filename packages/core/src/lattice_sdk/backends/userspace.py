@@ -135,6 +135,7 @@ class UserspaceTunnel(Tunnel):
     """A tunnel in the engine."""
 
     isolation: Isolation = "proxy"
+    rotates = True
 
     def __init__(
         self, engine: EngineHost, peer_id: str, proxy: Proxy, phases: dict[str, float]
@@ -189,9 +190,11 @@ class UserspaceTunnel(Tunnel):
             await runtime.current().call(self._home.close)
 
     async def update(self, spec: TunnelSpec) -> None:
-        """New deadline, revoke, names and policy; connections stay."""
+        """New deadline, key, revoke, names and policy; connections stay."""
+        body = _changes(spec)
+        body["interface"] = {"privateKey": spec.identity.private_key.get_secret_value()}
         try:
-            await self.request("patch_tunnel", _changes(spec))
+            await self.request("patch_tunnel", body)
         except EngineError as error:
             if error.code in _GONE and self._lost is not None:
                 self._lost()
