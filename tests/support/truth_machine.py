@@ -301,8 +301,14 @@ class PolicyMachine(RuleBasedStateMachine):
     def delegate_to(self, parent: Agent, preset: str) -> None:
         allow: list[tuple[str, str, int]] = []
         if "allow" in (BUILT_IN | self.model.presets[parent.workspace])[preset][0]:
-            # What the parent names itself, if it may; else what it reaches.
-            own = parent.allow if "allow" in self.model.words(parent)[0] else []
+            # What the parent names itself, if it may, and is still there; else what it reaches.
+            named = {f"{service.name}.lattice" for service in self.services(parent.workspace)}
+            own = [
+                wish
+                for wish in parent.allow
+                if "allow" in self.model.words(parent)[0]
+                and (wish[0] in named or not wish[0].endswith(".lattice"))
+            ]
             reached = [
                 (service.address, *wish)
                 for service in self.services(parent.workspace)
