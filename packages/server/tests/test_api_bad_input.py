@@ -268,7 +268,7 @@ def test_failure_inside_is_a_problem_without_a_traceback(
     async def broken(*_: Any) -> None:
         raise RuntimeError("inner secret")
 
-    monkeypatch.setattr("lattice_server.identities._use", broken)
+    monkeypatch.setattr("lattice_server.tokens.use", broken)
     with caplog.at_level(logging.ERROR):
         answer = plane.enroll(token)
     check(answer, 500, "internal_error", token, "inner secret", "Traceback")

@@ -65,6 +65,6 @@ async def get_lattice_peer(
     """One living peer. Bearer: its enrollment token, its workspace's token, or admin."""
     principal = await authenticate(control, authorization, "enrollment", "workspace", "admin")
     peer = await living_peer(control, principal, peer_id)
-    if False:
+    if peer.workspace_id != workspace:
         raise peer_not_found(peer_id)
     return JSONResponse(lattice_peer(peer))
