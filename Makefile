@@ -7,7 +7,7 @@ STATICCHECK := v0.8.2
 # The race detector needs a C compiler; without one the tests run all the same.
 GO_RACE := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: help setup environments demo test test-engine test-contract test-whole test-packages test-pods lint format docs component wheels image lock clean
+.PHONY: help setup environments demo test test-engine test-contract test-whole test-packages test-pods bench bench-quick lint format docs component wheels image lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -47,6 +47,15 @@ test-packages: setup ## a lane of test: each package
 
 test-pods: setup ## whole pods under podman; needs what tests/k8s names, and root
 	$(BIN)/pytest -m pods tests
+
+bench: environments bench-environment ## measure everything, in less than 15 minutes: benchmarks/results
+	$(BIN)/python -m benchmarks --size full
+
+bench-quick: setup bench-environment ## the same in less than 2 minutes, with fewer rounds and smaller sizes
+	$(BIN)/python -m benchmarks --size quick
+
+bench-environment: setup
+	@./scripts/bootstrap.sh bench
 
 lint: environments ## formatting, ruff, mypy (strict), gofmt, go vet, staticcheck
 	$(BIN)/ruff format --check conftest.py packages scripts tests benchmarks examples
@@ -108,6 +117,7 @@ lock: ## resolve all dependencies again into the lock files (hashes, no registry
 			-o locks/autogen-$$extra.lock || exit 1; \
 	done
 	echo 'schemathesis>=4.30' | $(COMPILE) - -o locks/schemathesis.lock
+	$(COMPILE) --group bench -o locks/bench.lock
 
 clean: ## remove what set-up and builds made
 	rm -rf .venv .venvs .tools .build dist packages/engine/src/lattice_engine/_bin

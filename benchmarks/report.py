@@ -7,10 +7,14 @@ import os
 import platform
 import statistics
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).parent.parent
+BUSY = 10.0  # per cent of the machine's time that may go elsewhere before it is said
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,22 @@ class Section:
     curves: list[Curve] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    failed: bool = False
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Section:
+        """What :func:`dataclasses.asdict` has made of one, also through JSON."""
+        figures = [Figure(**one) for one in data["figures"]]
+        curves = [Curve(**one) for one in data["curves"]]
+        return cls(**{**data, "figures": figures, "curves": curves})
+
+    def curve(self, name: str, x_label: str, y_label: str) -> Curve:
+        """The curve of that name, a new one where there is none."""
+        for one in self.curves:
+            if one.name == name:
+                return one
+        self.curves.append(Curve(name, x_label, y_label, {}))
+        return self.curves[-1]
 
     def add(self, name: str, values: Sequence[float] | float, unit: str, **more: Any) -> Figure:
         """Add a figure: one value, or rounds of which it is the median."""
@@ -120,23 +140,48 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "revision": revision,
         "user": "root" if os.geteuid() == 0 else "ordinary user",
-        "load_before": round(os.getloadavg()[0], 2),
+        "busy_before_percent": _busy(),
     }
+
+
+def _busy() -> float:
+    """How much of the processors others take, while this process waits for a second."""
+
+    def ticks() -> tuple[int, int]:
+        values = [int(n) for n in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return sum(values), values[3] + values[4]
+
+    before = ticks()
+    time.sleep(1)
+    after = ticks()
+    return round(100 * (1 - (after[1] - before[1]) / max(1, after[0] - before[0])), 1)
 
 
 def write(directory: Path, sections: Sequence[Section], described: dict[str, Any]) -> Path:
     """Write ``results.json``, ``report.md`` and the plots; the report's path."""
     directory.mkdir(parents=True, exist_ok=True)
     document = {"machine": described, "sections": [asdict(section) for section in sections]}
-    (directory / "results.json").write_text(json.dumps(document, indent=2) + "\n")
-    plots = [_plot(directory, curve) for section in sections for curve in section.curves]
+    results = directory / "results.json"
+    results.write_text(json.dumps(document, indent=2) + "\n")
     report = directory / "report.md"
-    report.write_text(_markdown(sections, described, plots))
+    report.write_text(_markdown(sections, described, _plots(results)))
     return report
+
+
+def _plots(results: Path) -> list[str]:
+    """The plots' names; none without the environment that draws them (`make bench` makes it)."""
+    python = ROOT / ".venvs" / "bench" / "bin" / "python"
+    if not python.exists():
+        return []
+    command = [str(python), str(ROOT / "benchmarks" / "plots.py"), str(results)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.split()
 
 
 def _markdown(sections: Sequence[Section], described: dict[str, Any], plots: Sequence[str]) -> str:
     lines = ["# Benchmarks", "", ", ".join(f"{name}: {described[name]}" for name in described), ""]
+    if described.get("busy_before_percent", 0) > BUSY:
+        lines += ["**Other work ran meanwhile: trust ratios within one row group alone.**", ""]
     lines += ["| | value | spread | target | met |", "| --- | ---: | --- | --- | --- |"]
     for section in sections:
         lines.append(f"| **{section.title}** ({section.seconds:.0f} s) | | | | |")
@@ -155,16 +200,3 @@ def _markdown(sections: Sequence[Section], described: dict[str, Any], plots: Seq
         lines += ["", *(f"- {remark}" for remark in remarks)]
     lines += ["", *(f"![{plot}]({plot})" for plot in plots)]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _plot(directory: Path, curve: Curve) -> str:
-    import pygal
-
-    chart = pygal.XY(
-        x_title=curve.x_label, y_title=curve.y_label, title=curve.name, disable_xml_declaration=True
-    )
-    for name, points in curve.lines.items():
-        chart.add(name, points)
-    path = directory / f"{curve.name.lower().replace(' ', '-')}.svg"
-    chart.render_to_file(str(path))
-    return path.name

@@ -75,8 +75,8 @@ def build() -> Path | None:
 
 
 @contextlib.contextmanager
-def running(program: Path, config: str) -> Iterator[str]:
-    """wireproxy with a WireGuard config; the URL of its HTTP proxy, once that is there."""
+def running(program: Path, config: str) -> Iterator[tuple[str, int]]:
+    """wireproxy with a WireGuard config; its HTTP proxy's URL, once that is there, and its pid."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -94,7 +94,7 @@ def running(program: Path, config: str) -> Iterator[str]:
                     if process.poll() is not None or time.monotonic() > deadline:
                         raise RuntimeError("wireproxy did not start")
                     time.sleep(0.001)
-                yield f"http://127.0.0.1:{port}"
+                yield f"http://127.0.0.1:{port}", process.pid
             finally:
                 process.kill()
 
@@ -108,7 +108,7 @@ def join(program: Path, settings: dict[str, Any], url: str) -> float:
         target = str(httpx.URL(url).copy_with(host=address))
         started = time.perf_counter()
         with (
-            running(program, config.get_secret_value()) as proxy,
+            running(program, config.get_secret_value()) as (proxy, _),
             httpx.Client(proxy=proxy, timeout=20) as http,
             http.stream("GET", target) as answer,
         ):

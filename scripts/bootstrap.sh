@@ -3,7 +3,8 @@
 # Leaves: .tools/ (uv, and Go where the one on PATH is missing or too old), .venv/ (everything else),
 # and the engine binary inside packages/engine. On request: `bootstrap.sh go` prints the Go command,
 # `bootstrap.sh autogen EXTRA…` makes .venvs/autogen-EXTRA for extras of packages/autogen, and
-# `bootstrap.sh schemathesis` .venvs/schemathesis, which goes into no environment of ours.
+# `bootstrap.sh schemathesis` and `bootstrap.sh bench` .venvs/schemathesis and .venvs/bench, which go into
+# no environment of ours.
 set -eu
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -77,5 +78,6 @@ case "${1:-all}" in
                 packages/core packages/engine packages/server packages/autogen
         done ;;
     schemathesis) ensure_tools; ensure_venv .venvs/schemathesis locks/schemathesis.lock ;;
-    *) fail "unknown step '$1': all, tools, go, autogen or schemathesis" ;;
+    bench) ensure_tools; ensure_venv .venvs/bench locks/bench.lock ;;
+    *) fail "unknown step '$1': all, tools, go, autogen, schemathesis or bench" ;;
 esac

@@ -1,0 +1,1 @@
+"""The benchmark suite: measured, never asserted on a clock. See docs/benchmarks.md."""

@@ -1,0 +1,68 @@
+"""The benchmark suite runs and tells what docs/benchmarks.md says. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.report import Section
+
+ROOT = Path(__file__).parent.parent
+MEASURED = ("join", "leave", "tunnel", "footprint", "adapters")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the suite at the least size of each of its pieces."""
+    directory = tmp_path_factory.mktemp("results")
+    command = [sys.executable, "-m", "benchmarks", "--size", "tiny", "--output", str(directory)]
+    done = subprocess.run(
+        [*command, "--only", *MEASURED], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return directory
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_piece_of_the_suite_says_what_is_documented(results: Path) -> None:
+    document: dict[str, Any] = json.loads((results / "results.json").read_text())
+    assert {"processor", "cores", "memory_gib", "kernel", "revision"} < set(document["machine"])
+    assert len(document["sections"]) == len(MEASURED)
+    for section in document["sections"]:
+        assert set(section) == {"title", "figures", "curves", "remarks", "seconds", "failed"}
+        assert not section["failed"]
+        assert section["figures"]
+        for figure in section["figures"]:
+            assert isinstance(figure["value"], float)
+            assert (figure["met"] is None) == (figure["target"] == "")
+        for curve in section["curves"]:
+            assert all(len(points) > 1 for points in curve["lines"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_table_has_every_figure_and_the_reason_of_every_miss(results: Path) -> None:
+    document = json.loads((results / "results.json").read_text())
+    rows = (results / "report.md").read_text().splitlines()
+    for section in document["sections"]:
+        for figure in section["figures"]:
+            row = next(row for row in rows if row.startswith(f"| {figure['name']} |"))
+            assert row.count("|") == 6
+            assert ("**no**" in row) is (figure["met"] is False)
+            if figure["met"] is False:
+                assert figure["note"]
+                assert any(line.startswith(f"- {figure['name']}: ") for line in rows)
+
+
+def test_a_target_that_is_missed_keeps_its_reason_and_one_that_is_met_does_not() -> None:
+    section = Section("x")
+    assert section.at_most("a", [1.0, 9.0, 2.0], "ms", 1.5, note="why").note == "why"
+    assert section.at_most("b", [1.0, 9.0, 1.4], "ms", 1.5, note="why").note == ""
+    assert section.at_least("c", 3.0, "ms", 3.5).met is False
+    assert section.at_least("d", 4.0, "ms", 3.5).met is True
+    assert [one.met for one in section.figures] == [False, True, False, True]
