@@ -7,7 +7,7 @@ STATICCHECK := v0.8.2
 # The race detector needs a C compiler; without one the tests run all the same.
 GO_RACE := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: help setup environments demo test test-engine test-contract test-whole test-packages test-pods bench bench-quick lint format docs component wheels image lock clean
+.PHONY: help setup environments demo test test-engine test-contract test-whole test-packages test-pods bench bench-quick bench-environment lint format docs component wheels image lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
