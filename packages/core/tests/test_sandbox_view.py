@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from lattice_sdk.sandbox import kernel
+from lattice_sdk.sandbox.spec import NAMESPACE, Spec
+from lattice_sdk.sandbox.view import View
 from support.sandboxes import Sandbox
 
 root_only = pytest.mark.skipif(os.getuid() != 0, reason="changes the machine's mounts")
@@ -113,6 +116,30 @@ def test_masked_file_is_empty(own_sandbox: Sandbox) -> None:
         assert own_sandbox.run("cat", file.name).stdout == ""
         assert own_sandbox.run("sh", "-c", f"echo > {file.name}").returncode != 0
         assert Path(file.name).read_text() == "lt-secret"
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+@pytest.mark.parametrize("goes", [True, False])
+def test_what_goes_before_it_is_hidden_needs_no_hiding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, goes: bool
+) -> None:
+    """As the directory of another agent's engine goes; what stays and is not hidden is an error."""
+    secret = tmp_path / "secret"
+    (secret.mkdir if kind == "directory" else secret.touch)()
+
+    def bind(_: str, target: str) -> None:
+        if goes:
+            (Path(target).rmdir if kind == "directory" else Path(target).unlink)()
+        raise FileNotFoundError(target)
+
+    monkeypatch.setattr(kernel, "bind", bind)
+    view = View(Spec(NAMESPACE))
+    if goes:
+        view._hide(str(secret))
+        assert str(secret) not in view.covered
+    else:
+        with pytest.raises(FileNotFoundError):
+            view._hide(str(secret))
 
 
 def test_other_files_are_as_outside(sandbox: Sandbox, place: Path) -> None:

@@ -195,11 +195,16 @@ class View:
     def _hide(self, path: str) -> None:
         """Put nothing over a file or directory, if it is there."""
         target = os.path.realpath(path)
-        if os.path.isdir(target):
-            self._bind(f"{self._run}/.nothing", target)
-            self.covered.append(target)
-        elif os.path.exists(target):
-            self._bind(f"{self._run}/.empty", target)
+        try:
+            if os.path.isdir(target):
+                self._bind(f"{self._run}/.nothing", target)
+                self.covered.append(target)
+            elif os.path.exists(target):
+                self._bind(f"{self._run}/.empty", target)
+        except FileNotFoundError:
+            if os.path.exists(target):
+                raise
+            # It has gone meanwhile, as an engine's directory goes with its agent.
 
 
 def _terminal() -> str:
