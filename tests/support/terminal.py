@@ -31,7 +31,9 @@ job = os.fork()
 if job == 0:
     os.setpgid(0, 0)
     os.tcsetpgrp(0, os.getpgrp())
-    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    # What started the tests may ignore the keys' signals, as a shell does in the background.
+    for number in (signal.SIGTTOU, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
     os.close(3)
     os.close(4)
     os.execvp(sys.argv[1], sys.argv[1:])
