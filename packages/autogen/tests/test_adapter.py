@@ -28,8 +28,8 @@ SERVER = {"server": "http://127.0.0.1:9", "token": "lt-secret"}
 
 
 @pytest.fixture(scope="module")
-def agent(lattice_world: World) -> Iterator[LatticeAgent]:
-    with LatticeAgent(**lattice_world.settings()) as agent:
+def proxied(lattice_world: World) -> Iterator[LatticeAgent]:
+    with LatticeAgent(**lattice_world.settings(isolation="proxy")) as agent:
         yield agent
 
 
@@ -107,18 +107,18 @@ HOST = {
 }
 
 
-def test_programs_get_the_agents_proxy_and_none_of_the_hosts_secrets(agent: LatticeAgent) -> None:
-    argv, environment = command(agent, ["python", "-c", "pass"], HOST)
+def test_programs_get_the_agents_proxy_and_none_of_the_hosts_secrets(proxied: LatticeAgent) -> None:
+    argv, environment = command(proxied, ["python", "-c", "pass"], HOST)
     assert argv == ["python", "-c", "pass"]
     kept = {"PATH": "/bin", "LANG": "C", "TOKENIZERS_PARALLELISM": "false", "MONKEY": "1"}
-    assert environment == kept | agent.proxy_env()
+    assert environment == kept | proxied.proxy_env()
 
 
-def test_what_is_given_on_purpose_is_there_but_no_way_round_the_agent(agent: LatticeAgent) -> None:
+def test_what_is_given_on_purpose_is_there_but_no_way_round_the_agent(proxied: LatticeAgent) -> None:
     wanted = {"GITHUB_TOKEN": "for the agent", "HTTP_PROXY": "http://host-proxy:3128"}
-    _, environment = command(agent, ["true"], HOST, wanted)
+    _, environment = command(proxied, ["true"], HOST, wanted)
     assert environment["GITHUB_TOKEN"] == "for the agent"
-    assert environment["HTTP_PROXY"] == agent.proxy_env()["HTTP_PROXY"]
+    assert environment["HTTP_PROXY"] == proxied.proxy_env()["HTTP_PROXY"]
 
 
 def test_programs_of_a_closed_agent_are_not_started() -> None:
@@ -126,16 +126,13 @@ def test_programs_of_a_closed_agent_are_not_started() -> None:
         command(LatticeAgent(**SERVER), ["true"], HOST)
 
 
-class InNamespace(LatticeAgent):
-    isolation = "namespace"
-
-    def wrap(self, argv: list[str]) -> list[str]:
-        return ["enter", "--", *argv]
-
-
-def test_programs_run_in_the_agents_namespace_where_it_has_one() -> None:
-    argv, environment = command(InNamespace(**SERVER), ("true",), HOST)
-    assert argv == ["enter", "--", "true"]
+def test_programs_run_in_the_agents_namespace_where_nobody_said_otherwise(
+    lattice_world: World,
+) -> None:
+    with LatticeAgent(**lattice_world.settings()) as agent:
+        argv, environment = command(agent, ("readlink", "/proc/self/ns/net"), HOST)
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() != os.readlink("/proc/self/ns/net")
     assert environment.keys() == {"PATH", "LANG", "TOKENIZERS_PARALLELISM", "MONKEY"}
 
 

@@ -14,7 +14,7 @@ import pytest
 from claude_agent_sdk import ClaudeAgentOptions, CLINotFoundError, query
 
 from lattice_claude import claude_options
-from lattice_claude.launch import bundled_cli, find_cli, launch, wanted_isolation
+from lattice_claude.launch import bundled_cli, find_cli, launch
 from lattice_claude.settings import PrivateSettings, read_settings
 from lattice_sdk import ConfigurationError, LatticeAgent
 from lattice_sdk.testing import World
@@ -50,19 +50,6 @@ def test_isolation_that_is_none_takes_the_proxy(lattice_world: World) -> None:
     assert way.secret_environment
     assert way.command[0] == sys.executable
     assert way.command[-1] == "claude"
-
-
-def test_a_namespace_is_wanted_where_nobody_said_otherwise(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("LATTICE_CONFIG", str(tmp_path / "absent"))
-    assert wanted_isolation() == "preferred"
-    assert wanted_isolation("required") == "required"
-    assert wanted_isolation(backend="userspace") is None
-    monkeypatch.setenv("LATTICE_ISOLATION", "proxy")
-    assert wanted_isolation() == "proxy"
-    with pytest.raises(ConfigurationError):
-        wanted_isolation("perhaps")
 
 
 def test_the_sdks_command_is_found_as_the_sdk_finds_it(

@@ -14,9 +14,6 @@ __all__ = ["command", "confined", "no_network", "rebound"]
 
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
 
-# What ``agent.isolation`` is where the agent's programs have a network namespace of their own.
-NAMESPACES = frozenset({"namespace", "netns"})
-
 # Settings and credentials of the host's, by their usual names, and the ways to its network.
 _WITHHELD = re.compile(
     r"LATTICE_|.*_PROXY$|SSH_AUTH_SOCK$|.*PASSW(OR)?D"
@@ -48,8 +45,8 @@ def command(
     """
     kept = {name: value for name, value in environment.items() if not _WITHHELD(name)}
     kept |= given or {}
-    if str(getattr(agent, "isolation", "")) in NAMESPACES:
-        return list(agent.wrap(list(argv))), kept
+    if agent.isolation == "namespace":
+        return agent.wrap(argv), kept
     return list(argv), kept | agent.proxy_env()
 
 

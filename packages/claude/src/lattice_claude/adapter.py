@@ -12,7 +12,7 @@ from typing import Any
 
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, Message, query
 
-from lattice_claude.launch import CREDENTIALS, find_cli, launch, wanted_isolation
+from lattice_claude.launch import CREDENTIALS, find_cli, launch
 from lattice_claude.settings import PrivateSettings, with_environment
 from lattice_sdk import ConfigurationError, IdentityClosed, LatticeAgent
 
@@ -152,8 +152,7 @@ async def lattice_claude_client(
 
     Args:
         options: as for :class:`ClaudeSDKClient`.
-        settings: of :class:`lattice_sdk.LatticeAgent`; ``isolation`` is ``"preferred"`` when left
-            out.
+        settings: of :class:`lattice_sdk.LatticeAgent`.
 
     Raises:
         LatticeError: on entering, when there is no identity to be had; nothing is left behind.
@@ -175,8 +174,7 @@ async def lattice_query(
     Args:
         prompt: as for ``query``.
         options: as for ``query``.
-        settings: of :class:`lattice_sdk.LatticeAgent`; ``isolation`` is ``"preferred"`` when left
-            out.
+        settings: of :class:`lattice_sdk.LatticeAgent`.
 
     Raises:
         LatticeError: at the first step, when there is no identity to be had.
@@ -197,7 +195,6 @@ async def lattice_query(
 def _make_agent(settings: dict[str, Any]) -> LatticeAgent:
     if settings.get("agent_name") is None:
         settings["agent_name"] = DEFAULT_NAME
-    settings["isolation"] = wanted_isolation(settings.get("isolation"), settings.get("backend"))
     return LatticeAgent(**settings)
 
 

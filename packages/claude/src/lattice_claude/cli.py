@@ -64,7 +64,6 @@ def claude(
       lattice-claude --ttl 30m -- claude -p "What is new?"
     """
     from lattice_claude.child import end_like, run
-    from lattice_claude.launch import wanted_isolation
 
     executable = _find(command[0])
     agent = LatticeAgent(
@@ -76,7 +75,7 @@ def claude(
         ttl=ttl,
         allow=[parse_destination(text) for text in allow or []],
         backend=backend,
-        isolation=wanted_isolation(isolation, backend),
+        isolation=isolation,
         verify=session.settings.ca_file,
         timeout=session.settings.timeout,
     )

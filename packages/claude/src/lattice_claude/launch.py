@@ -9,16 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
-
-from lattice_sdk import config
 
 if TYPE_CHECKING:
     from lattice_sdk import LatticeAgent
-    from lattice_sdk.backends.choice import Wanted
 
-__all__ = ["CREDENTIALS", "Launch", "bundled_cli", "find_cli", "launch", "wanted_isolation"]
+__all__ = ["CREDENTIALS", "Launch", "bundled_cli", "find_cli", "launch"]
 
 # With these the CLI, which does what its model says, could enroll identities of its own.
 CREDENTIALS = ("LATTICE_TOKEN", "LATTICE_TOKEN_FILE")
@@ -65,22 +62,6 @@ def launch(agent: LatticeAgent, cli: str) -> Launch:
         environment={name: _without_password(value) for name, value in proxy.items()},
         secret_environment=proxy,
     )
-
-
-def wanted_isolation(isolation: Any = None, backend: str | None = None) -> Wanted | None:
-    """The setting of an agent that is for the CLI alone: a namespace where nobody said otherwise.
-
-    The CLI executes what its model writes.
-
-    Args:
-        isolation: as the caller gave it.
-        backend: as the caller gave it; its name says it all.
-
-    Raises:
-        ConfigurationError: the environment or the config file has a wrong setting.
-    """
-    found = config.load(isolation=isolation, backend=backend)
-    return found.isolation or (None if found.backend else "preferred")
 
 
 def bundled_cli() -> str | None:

@@ -275,8 +275,8 @@ class LatticeAgent(Programs, Face):
             for a preset that accepts ingress: ``{9000: "127.0.0.1:9000"}``.
         backend: tunnel backend by name; the first that can serve when left out.
         isolation: ``"required"``: programs have a network namespace of their own, or opening fails;
-            ``"preferred"``: where the machine can, and a warning where not; ``"proxy"``, when
-            left out: they are told of a proxy.
+            ``"preferred"``, when left out: where the machine can, and a warning where not;
+            ``"proxy"``: they are told of a proxy.
         state_dir: where the identity survives a restart of the process. It is then not deleted
             when the process is killed, only when the agent is closed or its time is over. Taking
             it up again needs no token.

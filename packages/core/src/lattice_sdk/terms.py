@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from lattice_sdk import config
-from lattice_sdk.backends.choice import Wanted
+from lattice_sdk.backends.choice import USUAL, Wanted
 from lattice_sdk.client import check_server
 from lattice_sdk.durations import format_duration
 from lattice_sdk.enrollment import Terms
@@ -61,8 +61,8 @@ def make_terms(
         request=reading(EnrollRequest, request | {"workspace_id": settings.workspace}),
         service=service,
         backend=settings.backend,
-        # A connector serves others, and starts no programs; a backend's name says it all.
-        isolation="preferred" if service else settings.isolation or _usual(settings.backend),
+        # A connector serves others, and starts no programs.
+        isolation=(None if service else settings.isolation) or USUAL,
         state_dir=settings.state_dir,
         ca_file=settings.ca_file,
         rotate_keys=settings.rotate_keys,
@@ -104,8 +104,3 @@ def reading(kind: type[M], fields: dict[str, Any]) -> M:
             hint='Give a duration like "90s" or "1h", or a timedelta',
         ) from None
     return request
-
-
-def _usual(backend: str | None) -> Wanted:
-    """What bounds the network of programs where nobody said."""
-    return "proxy" if backend is None else "preferred"

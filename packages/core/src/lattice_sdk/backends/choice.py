@@ -13,6 +13,7 @@ from lattice_sdk.errors import BackendUnavailable, ConfigurationError
 # can, or are to have the proxy alone.
 Wanted = Literal["required", "preferred", "proxy"]
 WANTED: tuple[Wanted, ...] = ("required", "preferred", "proxy")
+USUAL: Wanted = "preferred"  # where nobody said
 _DOCTOR = "`lattice doctor` says what to change"
 
 
@@ -53,7 +54,7 @@ class Choice:
 
 
 def choose(
-    offered: Sequence[TunnelBackend], name: str | None, wanted: Wanted = "preferred"
+    offered: Sequence[TunnelBackend], name: str | None, wanted: Wanted = USUAL
 ) -> Choice:
     """The backends to use, and why them.
 

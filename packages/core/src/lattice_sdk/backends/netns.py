@@ -51,7 +51,7 @@ class Netns(Userspace):
             raise
         tunnel = NamespaceTunnel(engine, spec.identity.peer_id, proxy, answer)
         try:
-            tunnel.settle(spec)
+            await runtime.current().call(tunnel.settle, spec)
         except OSError as error:
             await tunnel.close()
             raise TunnelFailed(
@@ -104,7 +104,8 @@ class NamespaceTunnel(UserspaceTunnel):
         """New names for programs that run, too."""
         await super().update(spec)
         if self._home is not None:
-            self._home.update(facts_of(spec.identity, spec.expires_in()))
+            facts = facts_of(spec.identity, spec.expires_in())
+            await runtime.finish(runtime.current().call(self._home.update, facts))
 
     def let_go(self) -> None:
         """Also of the keeper."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lattice_sdk import runtime
 from lattice_sdk.agent import LatticeAgent
 from lattice_sdk.backends import Proxy, Tunnel, TunnelSpec
 from lattice_sdk.backends.netns import NamespaceTunnel, Netns
@@ -42,7 +43,7 @@ def make_agent(options: Options, found: Found | None) -> LatticeAgent:
         allow=options.allow,
         forwards=options.forward,
         backend=settings.backend,
-        isolation=settings.isolation or ("preferred" if settings.backend is None else None),
+        isolation=settings.isolation,
         verify=settings.ca_file,
         timeout=settings.timeout,
     )
@@ -84,5 +85,5 @@ class _Standing(Netns):
         peer, password = spec.identity.peer_id, SecretStr(found.proxy_password)
         proxy = Proxy(made["host"], int(made["port"]), peer, password)
         tunnel = NamespaceTunnel(engine, peer, proxy, found.tunnel)
-        tunnel.settle(spec, found.home)
+        await runtime.current().call(tunnel.settle, spec, found.home)
         return tunnel
