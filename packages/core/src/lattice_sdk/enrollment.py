@@ -133,7 +133,8 @@ class Enrollment:
             self.key = keys.generate()
             if self.first is not None:
                 self.key = keys.from_private(self.first.private_key)
-                self.client.expect(dialect.PATH, self.first.answer, self.first.received)
+                if self.first.answer is not None:
+                    self.client.expect(dialect.PATH, self.first.answer, self.first.received)
             return await self._enroll(self.client, terms.timeout)
         return await self._resume(self.client, self._state, saved, may_enroll=token is not None)
 

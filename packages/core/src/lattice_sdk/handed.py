@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Enrolled:
-    """An enrollment that was asked for; whatever the answer says, it is not asked again.
+    """An enrollment that was asked for.
 
     Attributes:
-        answer: the control plane's.
-        received: when it came, on the monotonic clock.
         private_key: whose public half was sent.
+        answer: the control plane's, which counts as the first; ``None`` where none came.
+        received: when it came, on the monotonic clock.
     """
 
-    answer: Answer
-    received: float
     private_key: SecretStr = field(repr=False)
+    answer: Answer | None = None
+    received: float = 0.0
 
 
 @dataclass(frozen=True)

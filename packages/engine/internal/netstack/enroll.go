@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdh"
-	"crypto/rand"
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
@@ -25,25 +24,26 @@ const (
 	toldHeaders = "Lattice-Time Date Content-Type Retry-After Location"
 )
 
-// EnrollSpec asks for an identity with a key that the engine makes. It saves a program that is in a hurry an HTTP
-// client, and makes a keeper ready meanwhile. Its headers are secret.
+// EnrollSpec asks for an identity, once. It saves a program that is in a hurry loading an HTTP client, TLS and X25519,
+// makes a keeper ready meanwhile, and leaves no moment in which an identity is nobody's to revoke. What the request is
+// made of and what an answer means is the caller's business, who also asks again. Headers and key are secret.
 type EnrollSpec struct {
-	URL      string                     `json:"url"`
-	PeersURL string                     `json:"peersUrl"` // what a peer's id is appended to, to delete it
-	Headers  map[string]string          `json:"headers"`
-	CAFile   string                     `json:"caFile"`
-	Timeout  float64                    `json:"timeout"` // seconds
-	Body     map[string]json.RawMessage `json:"body"`
-	Network  string                     `json:"network"` // kind of the tunnel that will follow
+	URL        string                     `json:"url"`
+	PeersURL   string                     `json:"peersUrl"` // what a peer's id is appended to, to delete it
+	Headers    map[string]string          `json:"headers"`
+	CAFile     string                     `json:"caFile"`
+	Timeout    float64                    `json:"timeout"` // seconds
+	PrivateKey string                     `json:"privateKey"`
+	Body       map[string]json.RawMessage `json:"body"`    // the public half of the key is added to it
+	Network    string                     `json:"network"` // kind of the tunnel that will follow
 }
 
-// enrolled is the control plane's answer, whatever it says, and the key that was sent with the request.
+// enrolled is the control plane's answer, whatever it says.
 type enrolled struct {
-	Status     int               `json:"status"`
-	Headers    map[string]string `json:"headers"`
-	Body       string            `json:"body"`
-	PrivateKey string            `json:"privateKey"`
-	Age        float64           `json:"age"` // seconds since the answer's headers came
+	Status  int               `json:"status"`
+	Headers map[string]string `json:"headers"`
+	Body    string            `json:"body"`
+	Age     float64           `json:"age"` // seconds since the answer's headers came
 }
 
 func (s *service) postEnroll(w http.ResponseWriter, r *http.Request) {
@@ -73,24 +73,34 @@ func (s *service) enroll(ctx context.Context, spec *EnrollSpec) (*enrolled, erro
 	if spec.Network == kindNamespace {
 		go func() { _, _ = s.startKeeper() }() // what fails is told when the tunnel is made
 	}
-	key, err := ecdh.X25519().GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("no key can be made: %w", err)
+	if err := spec.addKey(); err != nil {
+		return nil, &problem{http.StatusBadRequest, "invalid_enrollment", err.Error()}
 	}
-	if spec.Body == nil {
-		spec.Body = map[string]json.RawMessage{}
-	}
-	public, _ := json.Marshal(base64.StdEncoding.EncodeToString(key.PublicKey().Bytes()))
-	spec.Body["publicKey"] = public
 	// To the end also when the caller has gone: only the answer tells what is to be revoked.
 	answer, received, err := spec.ask(context.WithoutCancel(ctx))
 	if err != nil {
 		return nil, err
 	}
-	answer.PrivateKey = base64.StdEncoding.EncodeToString(key.Bytes())
 	s.keepRevocable(ctx, spec, answer)
 	answer.Age = time.Since(received).Seconds()
 	return answer, nil
+}
+
+// addKey puts the public half of the key into the request.
+func (spec *EnrollSpec) addKey() error {
+	raw, err := base64.StdEncoding.DecodeString(spec.PrivateKey)
+	if err != nil {
+		return errors.New("privateKey: not base64")
+	}
+	key, err := ecdh.X25519().NewPrivateKey(raw)
+	if err != nil {
+		return fmt.Errorf("privateKey: %w", err)
+	}
+	if spec.Body == nil {
+		spec.Body = map[string]json.RawMessage{}
+	}
+	spec.Body["publicKey"], err = json.Marshal(base64.StdEncoding.EncodeToString(key.PublicKey().Bytes()))
+	return err
 }
 
 func (spec *EnrollSpec) ask(ctx context.Context) (*enrolled, time.Time, error) {

@@ -93,7 +93,7 @@ class EngineClient:
         return self._object("GET", "/v1/networks")
 
     def enroll(self, body: dict[str, Any], *, timeout: float = 30) -> dict[str, Any]:
-        """Enroll an identity with a key that the engine makes; see the engine's README."""
+        """Ask a control plane for an identity, once; see the engine's README."""
         return self._object("POST", "/v1/enroll", body, timeout=timeout)
 
     def put_tunnel(

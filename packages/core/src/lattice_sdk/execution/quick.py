@@ -6,6 +6,7 @@ before it is to be renewed; what does not go as it ordinarily does, at once.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 
@@ -40,9 +41,9 @@ class Found:
 
     Attributes:
         engine: that runs, if it does.
-        answer: the control plane's to the enrollment: status, headers, body.
+        private_key: of the identity; whoever asks again asks with it, and gets no second one.
+        answer: the control plane's to the enrollment, if one came: status, headers, body.
         received: when it came, on the monotonic clock.
-        private_key: that was sent with it.
         tunnel: the engine's answer about the tunnel.
         proxy_password: of the tunnel's proxy.
         home: of the tunnel's programs.
@@ -52,11 +53,13 @@ class Found:
     engine: EngineProcess | None = None
     answer: tuple[int, dict[str, str], bytes] | None = None
     received = 0.0
-    private_key = ""
     tunnel: dict[str, Any] | None = None
     proxy_password = ""
     home: Home | None = None
     renewal = 0.0
+
+    def __init__(self) -> None:
+        self.private_key = base64.b64encode(os.urandom(32)).decode()  # RFC 7748, 6.1
 
 
 class Quick:
@@ -128,6 +131,7 @@ class Quick:
                 },
                 "caFile": settings.ca_file,
                 "timeout": CALL_TIMEOUT,
+                "privateKey": self.found.private_key,
                 "body": body,
                 "network": NAMESPACE,
             },
@@ -135,7 +139,6 @@ class Quick:
         )
         self.found.received = now() - told["age"]
         self.found.answer = int(told["status"]), told["headers"], told["body"].encode()
-        self.found.private_key = told["privateKey"]
         if told["status"] != _CREATED:
             raise Unordinary("the enrollment was refused")
         return body, json.loads(told["body"])

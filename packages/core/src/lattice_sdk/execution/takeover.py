@@ -59,11 +59,11 @@ def handed(found: Found) -> Handed:
 
     from lattice_sdk.problems import Answer
 
-    enrolled = None
+    answer = None
     if found.answer is not None:
         status, headers, body = found.answer
         answer = Answer(status, httpx.Headers(headers), body)
-        enrolled = Enrolled(answer, found.received, SecretStr(found.private_key))
+    enrolled = Enrolled(SecretStr(found.private_key), answer, found.received)
     backend = _Standing(found) if found.home is not None else None
     return Handed(found.engine, enrolled, backend)
 
