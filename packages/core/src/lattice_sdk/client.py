@@ -35,6 +35,8 @@ log = logging.getLogger("lattice.client")
 
 MAX_ANSWER = 8 * 1024 * 1024  # bytes; a page of 1000 peers has about half a megabyte
 USER_AGENT = "lattice-sdk"
+# Of httpcore and h11, which know no error of its own for a connection that ends too early.
+_BROKEN_OFF = ("disconnected without", "closed connection without")
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -353,6 +355,12 @@ class ControlPlane:
                 hint="Check the control plane's load and the network in between",
             ) from None
         except httpx.RemoteProtocolError as error:
+            if any(phrase in str(error) for phrase in _BROKEN_OFF):
+                raise ServerUnreachable(
+                    f"{what} broke off before the answer's end ({error})",
+                    code="connection_lost",
+                    hint="Try again, and check that LATTICE_SERVER has the right scheme and port",
+                ) from None
             raise UnexpectedAnswer(
                 f"{what} was not answered in HTTP ({error})",
                 hint="Check that LATTICE_SERVER has the right scheme and port",
