@@ -25,6 +25,9 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 # Plugins of these packages add commands, and take no part in an identity's life.
 _OUR_PLUGINS = ("lattice_server.", "lattice_k8s_job.")
 _TOKEN_BYTES = 64 * 1024
+# Of what is asked for: other forms are wrong, or are the SDK's to read (lattice_sdk.wire).
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_DURATION = re.compile(r"([1-9][0-9]{0,6}[hms])+")
 
 
 class Settings:
@@ -49,10 +52,11 @@ def ordinary(options: Options) -> Settings | None:
     given = {name: value for name in _KNOWN if (value := getattr(options, name)) is not None}
     environment = _environment()
     file = _config_file()
-    patterns = any(rule["to"].startswith("*.") for rule in options.allow)
-    if environment is None or file is None or options.forward or patterns:
+    if environment is None or file is None or not _is_ordinary(options):
         return None
     found = file | environment | given
+    if not _NAME.fullmatch(found.get("workspace", "x")):
+        return None
     if "token_file" in given and "token" not in given:  # two ways to say one thing
         found.pop("token", None)
     server = _SERVER.fullmatch(found.get("server", "").strip().rstrip("/"))
@@ -67,6 +71,18 @@ def ordinary(options: Options) -> Settings | None:
         return None
     secret_files = [path for path in (found.get("token_file"), config_path()) if path]
     return Settings(found, token, secret_files)
+
+
+def _is_ordinary(options: Options) -> bool:
+    """Whether what is asked for needs nothing that the SDK alone has, and can be right."""
+    patterns = any(rule["to"].startswith("*.") for rule in options.allow)
+    names = (options.agent_name, options.agent_type, options.policy_preset)
+    return (
+        not options.forward
+        and not patterns
+        and all(_NAME.fullmatch(name) for name in names if name is not None)
+        and (options.ttl is None or _DURATION.fullmatch(options.ttl) is not None)
+    )
 
 
 def config_path() -> str:
