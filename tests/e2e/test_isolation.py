@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -146,40 +144,3 @@ def test_attempt_says_what_is_in_the_way() -> None:
         ["unshare", "-m", "sh", "-ec", script], capture_output=True, text=True, check=True
     )
     assert "/proc/bus hides a part of /proc" in done.stdout
-
-
-def test_interface_in_a_namespace_that_is_shared(world: World) -> None:
-    """As in a pod: programs have the agent's network beside what there is."""
-    if os.getuid() != 0:
-        pytest.skip("an interface needs CAP_NET_ADMIN")
-    code = f"""
-import os, subprocess
-from lattice_sdk import LatticeAgent
-with LatticeAgent(backend="interface") as agent:
-    assert (agent.backend, agent.isolation) == ("interface", "interface")
-    ask = {curl(GRANTED)!r}
-    hosts = {{n: s.address for s in agent.services for n in s.hostnames}}
-    ask[-1] = f"http://{{hosts['github-tools.lattice']}}/"
-    print(agent.overlay_ip, agent.run(ask, capture_output=True, text=True, check=True).stdout)
-    with agent.connect("github-tools.lattice", 80) as stream:
-        print(stream.getsockname()[0])
-"""
-    program: Callable[..., Any] = subprocess.run
-    with _pod(world) as environment:
-        done = program(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-        )
-    assert done.returncode == 0, done.stderr
-    address, _, rest = done.stdout.partition(" ")
-    assert json.loads(rest.splitlines()[0])["client"] == address
-    assert rest.splitlines()[1] == address
-
-
-@contextlib.contextmanager
-def _pod(world: World) -> Iterator[dict[str, str]]:
-    """The test's own network namespace will do: the interface is taken away again."""
-    yield {
-        **os.environ,
-        "LATTICE_SERVER": world.fabric.url,
-        "LATTICE_TOKEN": world.fabric.workspace_token,
-    }
