@@ -114,7 +114,9 @@ def test_programs_get_the_agents_proxy_and_none_of_the_hosts_secrets(proxied: La
     assert environment == kept | proxied.proxy_env()
 
 
-def test_what_is_given_on_purpose_is_there_but_no_way_round_the_agent(proxied: LatticeAgent) -> None:
+def test_what_is_given_on_purpose_is_there_but_no_way_round_the_agent(
+    proxied: LatticeAgent,
+) -> None:
     wanted = {"GITHUB_TOKEN": "for the agent", "HTTP_PROXY": "http://host-proxy:3128"}
     _, environment = command(proxied, ["true"], HOST, wanted)
     assert environment["GITHUB_TOKEN"] == "for the agent"

@@ -53,9 +53,7 @@ class Choice:
         return Choice(tuple(others), reasons)
 
 
-def choose(
-    offered: Sequence[TunnelBackend], name: str | None, wanted: Wanted = USUAL
-) -> Choice:
+def choose(offered: Sequence[TunnelBackend], name: str | None, wanted: Wanted = USUAL) -> Choice:
     """The backends to use, and why them.
 
     Args:
