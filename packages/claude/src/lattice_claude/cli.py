@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -13,6 +13,9 @@ from lattice_sdk import LatticeAgent
 from lattice_sdk.cli.failures import LatticeCommand, report_defect
 from lattice_sdk.cli.parsing import parse_destination
 from lattice_sdk.cli.session import Session, Workspace, connected
+
+if TYPE_CHECKING:
+    from lattice_sdk.backends.choice import Wanted
 
 NAME = "lattice-claude"
 SETTINGS = "--settings"
@@ -75,7 +78,7 @@ def claude(
         ttl=ttl,
         allow=[parse_destination(text) for text in allow or []],
         backend=backend,
-        isolation=isolation,
+        isolation=cast("Wanted | None", isolation),  # another word is refused as a setting
         verify=session.settings.ca_file,
         timeout=session.settings.timeout,
     )
