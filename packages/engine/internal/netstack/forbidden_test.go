@@ -54,6 +54,9 @@ func TestWhereUserNamespacesAreForbiddenTheSettingIsNamed(t *testing.T) {
 	if status != http.StatusOK || namespace["able"] != false || namespace["code"] != "userns_forbidden" {
 		t.Error(status, answer)
 	}
+	if status, answer := p.call(t, "POST", "/v1/keeper", nil); status != http.StatusServiceUnavailable || answer["code"] != "userns_forbidden" {
+		t.Error(status, answer)
+	}
 	// What works, works.
 	w.spec["network"] = map[string]any{"kind": kindNetstack}
 	if status, answer := p.call(t, "PUT", "/v1/tunnels/p1", w.spec); status != http.StatusCreated {

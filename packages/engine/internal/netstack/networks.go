@@ -36,6 +36,15 @@ func (s *service) getNetworks(w http.ResponseWriter, _ *http.Request) {
 	})
 }
 
+// postKeeper starts the namespaces' keeper, if it does not run: before the first of them is needed.
+func (s *service) postKeeper(w http.ResponseWriter, _ *http.Request) {
+	if _, err := s.startKeeper(); err != nil {
+		answerError(w, keeperProblem(err))
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
 func (s *service) tryNamespace() ability {
 	kept, err := s.startKeeper()
 	if err != nil {

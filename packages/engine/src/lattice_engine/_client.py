@@ -92,6 +92,14 @@ class EngineClient:
         """
         return self._object("GET", "/v1/networks")
 
+    def start_keeper(self) -> None:
+        """Have the namespaces' keeper run before the first of them is needed.
+
+        Raises:
+            EngineError: it cannot, with the reasons of :meth:`put_tunnel`.
+        """
+        self.request("POST", "/v1/keeper")
+
     def enroll(self, body: dict[str, Any], *, timeout: float = 30) -> dict[str, Any]:
         """Ask a control plane for an identity, once; see the engine's README."""
         return self._object("POST", "/v1/enroll", body, timeout=timeout)

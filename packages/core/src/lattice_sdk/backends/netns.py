@@ -8,10 +8,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from lattice_engine import EngineError
 from lattice_sdk import runtime
 from lattice_sdk.backends.base import Isolation, Proxy, Tunnel, TunnelSpec
 from lattice_sdk.backends.userspace import Userspace, UserspaceTunnel, open_tunnel
-from lattice_sdk.enginehost import EngineHost
+from lattice_sdk.enginehost import EngineHost, engine_failed
 from lattice_sdk.errors import BackendUnavailable, TunnelFailed
 from lattice_sdk.sandbox import machine
 from lattice_sdk.sandbox.facts import facts_of
@@ -35,9 +36,9 @@ class Netns(Userspace):
         return super().unavailable() or machine.forbids()
 
     async def prepare(self) -> None:
-        """Start the engine, and find out where there is doubt."""
+        """Start engine and keeper, which take as long as an enrollment, and resolve doubts."""
         _, why = await asyncio.gather(
-            runtime.current().engine.process(), runtime.current().call(machine.doubts)
+            _start_keeper(runtime.current().engine), runtime.current().call(machine.doubts)
         )
         if why is not None:
             raise BackendUnavailable(why, code="sandbox_forbidden")
@@ -58,6 +59,15 @@ class Netns(Userspace):
                 f"the files of the sandbox cannot be made: {error}", peer_id=spec.identity.peer_id
             ) from None
         return tunnel
+
+
+async def _start_keeper(engine: EngineHost) -> None:
+    try:
+        await engine.request("start_keeper")
+    except EngineError as error:
+        if error.code in INCAPABLE:
+            raise BackendUnavailable(error.detail, code=error.code) from None
+        raise engine_failed(error) from None
 
 
 class NamespaceTunnel(UserspaceTunnel):
