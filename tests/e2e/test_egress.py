@@ -80,6 +80,41 @@ def test_a_name_is_reached_under_its_own_name_with_tls_end_to_end(
         assert model.seen[-1] == (MODEL, f"{MODEL}:{model.port}")
 
 
+def test_a_program_in_a_sandbox_uses_the_name_as_if_it_were_outside(
+    fabric: Fabric, model: TLSServer
+) -> None:
+    program = (
+        "import ssl, sys, urllib.request\n"
+        "tls = ssl.create_default_context(cafile=sys.argv[2])\n"
+        "for url in sys.argv[1], 'https://127.0.0.1' + sys.argv[1][sys.argv[1].rindex(':'):]:\n"
+        "    try:\n"
+        "        print(urllib.request.urlopen(url, timeout=10, context=tls).read().decode())\n"
+        "    except OSError as error:\n"
+        "        print(error)\n"
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "lattice_sdk", "exec", "--allow", f"{MODEL}:{model.port}"),
+            *("--", sys.executable, "-c", program),
+            *(f"https://{MODEL}:{model.port}/", str(model.certificate)),
+        ],
+        env={
+            "PATH": os.environ["PATH"],
+            "LATTICE_SERVER": fabric.url,
+            "LATTICE_TOKEN": fabric.workspace_token,
+            "LATTICE_ISOLATION": "required",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    by_name, by_loopback = done.stdout.splitlines()
+    assert by_name == "ok"
+    assert model.seen[-1] == (MODEL, f"{MODEL}:{model.port}")
+    # The name is the way; the server's own address is the sandbox's loopback.
+    assert "refused" in by_loopback
+
+
 def test_clients_trust_the_usual_authorities_where_none_is_named(
     model: TLSServer, agent: Callable[..., LatticeAgent]
 ) -> None:

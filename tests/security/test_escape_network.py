@@ -55,7 +55,8 @@ def test_multicast_does_not_leave(host: Targets, held: Held) -> None:
     held("multicast", group=GROUP, port=host.multicast, interface="127.0.0.1")
 
 
-def test_broadcast_does_not_leave(host: Targets, inside: Held) -> None:
+def test_broadcast_does_not_leave(host: Targets, held: Held, inside: Held) -> None:
+    held("udp", host="127.255.255.255", port=host.udp, broadcast=True)
     before = len(host.seen)
     assert not inside("udp", host="255.255.255.255", port=host.udp, broadcast=True).reached
     assert len(host.seen) == before
