@@ -60,10 +60,12 @@ def test_required_isolation_fails_where_it_cannot_be(world: World, forbidden: st
     assert "doctor" in str(failure.value)
 
 
+@pytest.mark.parametrize("settings", [{}, {"isolation": "preferred"}])
 def test_preferred_isolation_falls_back_with_a_warning(
-    world: World, forbidden: str, caplog: pytest.LogCaptureFixture
+    world: World, forbidden: str, caplog: pytest.LogCaptureFixture, settings: dict[str, Any]
 ) -> None:
-    with world.agent(isolation="preferred") as agent:
+    """Also where nobody said that it is preferred."""
+    with world.agent(**settings) as agent:
         assert agent.isolation == "proxy"
     warnings = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
     assert any("are not isolated" in one and forbidden in one for one in warnings)
@@ -90,7 +92,7 @@ def test_backend_that_turns_out_not_to_work_is_passed_over(
         raise BackendUnavailable("the keeper says no", code="userns_forbidden")
 
     monkeypatch.setattr(Netns, "prepare" if when == "while preparing" else "open", refuse)
-    with world.agent(isolation="preferred") as agent:
+    with world.agent() as agent:
         assert agent.isolation == "proxy"
         assert "the keeper says no" in agent._life.backend_reason
     assert "the keeper says no" in caplog.text
