@@ -17,7 +17,7 @@ from ag2.tools import LocalEnvironment, SandboxCodeTool, SandboxShellTool, Skill
 from lattice_autogen import LatticePlugin, current_agent
 from lattice_sdk import IdentityClosed, LatticeAgent, LatticeError
 from lattice_sdk.testing import World
-from support.programs import REACH
+from support.programs import check_reach, reach, wanting
 from support.waiting import wait_for
 
 pytestmark = pytest.mark.anyio
@@ -233,23 +233,22 @@ def tool_and_call(kind: str, code: str, path: Path) -> tuple[Any, ToolCallEvent]
     return SkillsToolkit(path / "skills"), call
 
 
+@pytest.mark.parametrize("isolation", ["usual", "proxy"])
 @pytest.mark.parametrize("kind", ["code", "shell", "skill"])
 async def test_programs_have_the_agents_network_and_nothing_of_the_hosts(
-    lattice_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    lattice_world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    isolation: str,
 ) -> None:
     monkeypatch.setenv("LATTICE_TOKEN", lattice_world.token)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hosts")
     monkeypatch.setenv("HTTP_PROXY", "http://hosts-proxy:3128")
-    code = REACH.format(denied=lattice_world.addresses["payroll"])
-    tool, call = tool_and_call(kind, code, tmp_path)
-    async with LatticePlugin(**lattice_world.settings()) as lattice:
+    tool, call = tool_and_call(kind, reach(lattice_world), tmp_path)
+    async with LatticePlugin(**lattice_world.settings(**wanting(isolation))) as lattice:
         (output,) = await told(agent("coder", call, tools=[tool], plugins=[lattice]))
-        client, denied, environment = json.loads(output)
-        assert client == lattice.lattice_agent.overlay_ip
-        assert denied == 403
-        assert lattice_world.token not in environment.values()
-        assert "OPENAI_API_KEY" not in environment
-        assert environment["HTTP_PROXY"] == lattice.lattice_agent.proxy_env()["HTTP_PROXY"]
+        check_reach(output, lattice.lattice_agent, lattice_world.token, "sk-hosts")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from lattice_autogen import LatticeCommandLineCodeExecutor, LatticeMixin
 from lattice_sdk import ConfigurationError, IdentityClosed
 from lattice_sdk.testing import World
 from support.agentchat import calls, model, said
-from support.programs import REACH, key
+from support.programs import WHERE, check_reach, key, reach, wanting
 
 pytestmark = [
     pytest.mark.anyio,
@@ -47,22 +47,23 @@ EXECUTORS: dict[str, Callable[[Path], LocalCommandLineCodeExecutor]] = {
 }
 
 
+@pytest.mark.parametrize("isolation", ["usual", "proxy"])
 @pytest.mark.parametrize("kind", EXECUTORS)
 async def test_code_has_the_agents_network_and_nothing_of_the_hosts(
-    lattice_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    lattice_world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    isolation: str,
 ) -> None:
     monkeypatch.setenv("LATTICE_TOKEN", lattice_world.token)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hosts")
     monkeypatch.setenv("HTTP_PROXY", "http://hosts-proxy:3128")
     executor = EXECUTORS[kind](tmp_path)
-    async with Coder("coder", executor, **lattice_world.settings()) as coder:
-        reply = await runs_code(coder, REACH.format(denied=lattice_world.addresses["payroll"]))
-        client, denied, environment = json.loads(reply)
-        assert client == coder.lattice_agent.overlay_ip
-        assert denied == 403
-        assert lattice_world.token not in environment.values()
-        assert "OPENAI_API_KEY" not in environment
-        assert environment["HTTP_PROXY"] == coder.lattice_agent.proxy_env()["HTTP_PROXY"]
+    settings = lattice_world.settings(**wanting(isolation))
+    async with Coder("coder", executor, **settings) as coder:
+        told = await runs_code(coder, reach(lattice_world))
+        check_reach(told, coder.lattice_agent, lattice_world.token, "sk-hosts")
         if kind == "functions":
             code = "from functions import key\nprint(key())"
             assert (await runs_code(coder, code)).strip() == "none"
@@ -73,7 +74,7 @@ async def test_packages_for_functions_are_installed_with_the_agents_network(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hosts")
     python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\nenv > {tmp_path}/seen\nexit 1\n")
+    python.write_text(f"#!/bin/sh\n(env; readlink /proc/self/ns/net) > {tmp_path}/seen\nexit 1\n")
     python.chmod(0o700)
     venv = SimpleNamespace(env_exe=str(python), bin_path=str(tmp_path))
     functions = [with_requirements(["a-package"])(key)]
@@ -84,7 +85,8 @@ async def test_packages_for_functions_are_installed_with_the_agents_network(
         with pytest.raises(ValueError, match="Pip install failed"):
             await runs_code(coder, "print(1)")
         seen = (tmp_path / "seen").read_text()
-        assert f"HTTPS_PROXY={coder.lattice_agent.proxy_env()['HTTPS_PROXY']}\n" in seen
+        assert "net:[" in seen
+        assert os.readlink("/proc/self/ns/net") not in seen
         assert "sk-hosts" not in seen
 
 
@@ -117,11 +119,10 @@ async def test_tool_that_executes_code_has_the_agents_network(
     lattice_world: World, tmp_path: Path
 ) -> None:
     tool = PythonCodeExecutionTool(LatticeCommandLineCodeExecutor(work_dir=tmp_path))
-    code = "import os; print(os.environ['HTTP_PROXY'])"
-    client, settings = model(calls(tool.name, code=code)), lattice_world.settings()
+    client, settings = model(calls(tool.name, code=WHERE)), lattice_world.settings()
     async with Assistant("coder", client, tools=[tool], **settings) as coder:
         told = said(await coder.run(task="go on"))[-1]
-        assert coder.lattice_agent.proxy_env()["HTTP_PROXY"] in told
+        assert coder.lattice_agent.overlay_ip in told
 
 
 async def test_tool_that_would_execute_code_with_the_hosts_network_is_refused(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from autogen.coding.func_with_reqs import with_requirements
 from lattice_autogen import LatticeCommandLineCodeExecutor, LatticeMixin, classic
 from lattice_sdk import ConfigurationError, IdentityClosed
 from lattice_sdk.testing import World
-from support.programs import REACH, key
+from support.programs import WHERE, check_reach, key, reach, wanting
 
 Make = Callable[..., Any]
 
@@ -42,22 +42,25 @@ def executors(path: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("isolation", ["usual", "proxy"])
 @pytest.mark.parametrize("kind", ["local", "named", "ours", "legacy"])
 def test_code_has_the_agents_network_and_nothing_of_the_hosts(
-    lattice_world: World, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    lattice_world: World,
+    make: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    isolation: str,
 ) -> None:
     monkeypatch.setenv("LATTICE_TOKEN", lattice_world.token)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hosts")
     monkeypatch.setenv("HTTP_PROXY", "http://hosts-proxy:3128")
-    coder = make(User, "coder", code_execution_config=executors(tmp_path)[kind])
-    reply = runs_code(coder, REACH.format(denied=lattice_world.addresses["payroll"]))
+    config = executors(tmp_path)[kind]
+    coder = make(User, "coder", code_execution_config=config, **wanting(isolation))
+    reply = runs_code(coder, reach(lattice_world))
     assert "execution succeeded" in reply
-    client, denied, environment = json.loads(reply[reply.index("[") :])
-    assert client == coder.lattice_agent.overlay_ip
-    assert denied == 403
-    assert lattice_world.token not in environment.values()
-    assert "OPENAI_API_KEY" not in environment
-    assert environment["HTTP_PROXY"] == coder.lattice_agent.proxy_env()["HTTP_PROXY"]
+    told = reply[reply.index("[") :]
+    check_reach(told, coder.lattice_agent, lattice_world.token, "sk-hosts")
 
 
 @pytest.mark.parametrize("kind", ["local", "legacy"])
@@ -102,7 +105,7 @@ def test_packages_for_functions_are_installed_with_the_agents_network(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hosts")
     python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\nenv > {tmp_path}/seen\nexit 1\n")
+    python.write_text(f"#!/bin/sh\n(env; readlink /proc/self/ns/net) > {tmp_path}/seen\nexit 1\n")
     python.chmod(0o700)
     venv = SimpleNamespace(env_exe=str(python), bin_path=str(tmp_path))
     functions = [with_requirements(["a-package"])(key)]
@@ -113,7 +116,8 @@ def test_packages_for_functions_are_installed_with_the_agents_network(
     with pytest.raises(ValueError, match="Pip install failed"):
         runs_code(coder, "print(1)")
     seen = (tmp_path / "seen").read_text()
-    assert f"HTTPS_PROXY={coder.lattice_agent.proxy_env()['HTTPS_PROXY']}\n" in seen
+    assert "net:[" in seen
+    assert os.readlink("/proc/self/ns/net") not in seen
     assert "sk-hosts" not in seen
 
 
@@ -124,9 +128,8 @@ def test_given_executor_stays_as_it_is_and_serves_two_agents(make: Make, tmp_pat
         for number in range(2)
     ]
     assert type(executor) is LocalCommandLineCodeExecutor
-    code = "import os; print(os.environ['HTTP_PROXY'])"
     for coder in coders:
-        assert coder.lattice_agent.proxy_env()["HTTP_PROXY"] in runs_code(coder, code)
+        assert coder.lattice_agent.overlay_ip in runs_code(coder, WHERE)
 
 
 def test_variables_are_given_to_code_on_purpose(make: Make, tmp_path: Path) -> None:
