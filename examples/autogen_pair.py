@@ -20,14 +20,16 @@ from lattice_autogen import LatticeConversableAgent, current_agent
 
 PROGRAM = """\
 import json
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 for url in {urls!r}:
     try:
         print(url, "answers:", urlopen(url, timeout=20).read(200).decode())
-    except HTTPError as error:
+    except HTTPError as error:  # by the proxy, where there is no namespace
         print(url, "is refused:", json.load(error)["detail"])
+    except URLError as error:
+        print(url, "is refused:", error.reason)
 """
 # What every program on a cloud machine could ask for its credentials.
 METADATA = "http://169.254.169.254/"

@@ -38,7 +38,6 @@ def test_pair_is_two_identities_and_the_program_has_the_network_of_its_runner(
             f'http://{name}.lattice/ answers: {{"service": "{name}", "client": "{who["runner"]}"'
         )
         assert answer in done.stdout
-    assert re.search(
-        r'^http://169\S+ is refused: the preset "sandboxed"', done.stdout, re.MULTILINE
-    )
+    # By the kernel: the program is in a network namespace of the runner's.
+    assert re.search(r"^http://169\S+ is refused: .*Connection refused", done.stdout, re.MULTILINE)
     assert not lattice_world.peers()
