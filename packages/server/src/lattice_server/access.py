@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
-
 from lattice_server import workload
 from lattice_server.clock import now_ms, rfc3339
 from lattice_server.credentials import TokenKind, token_hash, token_kind
 from lattice_server.problems import ApiProblem
-from lattice_server.store import schema
+from lattice_server.store import statements
 from lattice_server.store.records import PeerRecord, TokenRecord
 
 if TYPE_CHECKING:
@@ -141,27 +139,20 @@ async def _owner(control: ControlPlane, kind: TokenKind, text: str) -> Principal
     row found is the right one is decided here, in constant time, and not by a database's collation.
     """
     hashed, now = token_hash(text), now_ms()
-    peers, tokens = schema.peers.c, schema.tokens.c
-    async with control.database.read() as connection:
+    async with control.database.look() as connection:
         if kind == "enrollment":
-            found = await connection.execute(select(schema.peers).where(peers.token_hash == hashed))
-            row = found.one_or_none()
-            if row is None or not same_secret(row.token_hash, hashed):
+            rows = await connection.fetch(statements.PEER_BY_TOKEN, hash=hashed)
+            peer = PeerRecord(*rows[0]) if rows else None
+            if peer is None or not same_secret(peer.token_hash, hashed):
                 return None
-            return Principal(kind, peer=PeerRecord.of(row), secret=text)
-        found = await connection.execute(
-            select(schema.tokens).where(
-                (tokens.hash == hashed)
-                | ((tokens.previous_hash == hashed) & (tokens.previous_until > now)),
-                tokens.kind == kind,
-            )
-        )
-        row = found.one_or_none()
-    if row is None or not (
-        same_secret(row.hash, hashed) or same_secret(row.previous_hash or "", hashed)
-    ):
+            return Principal(kind, peer=peer, secret=text)
+        rows = await connection.fetch(statements.TOKEN_BY_HASH, hash=hashed, now=now, kind=kind)
+    if not rows:
         return None
-    return Principal(kind, token=TokenRecord.of(row))
+    *columns, current, previous = rows[0]
+    if not (same_secret(current, hashed) or same_secret(previous or "", hashed)):
+        return None
+    return Principal(kind, token=TokenRecord(*columns))
 
 
 def same_secret(one: str, other: str) -> bool:

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lattice_server.api import (
     connectors,
@@ -25,14 +26,28 @@ from lattice_server.api import (
     trusts,
 )
 from lattice_server.api.common import PROBLEM_SCHEMA
+from lattice_server.api.direct import Direct
 from lattice_server.bootstrap import prepare_directory
 from lattice_server.control import ControlPlane
-from lattice_server.middleware import Edge
+from lattice_server.middleware import Edge, Holding
 from lattice_server.problems import ApiProblem
 from lattice_server.settings import ServerSettings
 from lattice_server.validation import problem_of
 
 VERSION = "0.1.0"
+
+
+class _Application(FastAPI):
+    """The routes, and before them what is served without looking for its route."""
+
+    direct: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request or connection."""
+        if Direct.takes(scope):
+            await self.direct(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def create_app(settings: ServerSettings) -> FastAPI:
@@ -51,7 +66,8 @@ def create_app(settings: ServerSettings) -> FastAPI:
         finally:
             await control.stop()
 
-    app = FastAPI(
+    holding = Holding()
+    app = _Application(
         title="Lattice control plane",
         version=VERSION,
         summary="Identities with a policy and an end for AI agents",
@@ -80,7 +96,9 @@ def create_app(settings: ServerSettings) -> FastAPI:
         gateway,
     ):
         app.include_router(module.router)
-    app.add_middleware(Edge, metrics=control.metrics)
+    app.add_middleware(Edge, metrics=control.metrics, holding=holding)
+    direct = Direct(control, super(_Application, app).__call__)
+    app.direct = Edge(direct, metrics=control.metrics, holding=holding)
     app.add_exception_handler(ApiProblem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)

@@ -21,7 +21,7 @@ from lattice_server.metrics import Metrics
 from lattice_server.problems import ApiProblem, gateway_unavailable
 from lattice_server.quarantine import Quarantine
 from lattice_server.settings import ServerSettings
-from lattice_server.store import schema
+from lattice_server.store import schema, statements
 from lattice_server.store.database import Database, Transaction
 from lattice_server.store.events import EventLog
 from lattice_server.webhook import Webhook
@@ -128,8 +128,8 @@ class ControlPlane:
                 headers={"Retry-After": "30"},
             )
         try:
-            await tx.connection.execute(
-                insert(schema.addresses).values(address=address, owner=owner, free_at=None)
+            await tx.connection.run(
+                statements.INSERT_ADDRESS, {"address": address, "owner": owner, "free_at": None}
             )
         except BaseException:
             # Somebody else's row: it is not ours to give back; the next start knows it is taken.

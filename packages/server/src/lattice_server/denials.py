@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lattice_server.clock import now_ms, rfc3339
 from lattice_server.store import schema
+from lattice_server.store.connection import Connection
 from lattice_server.store.database import Database, Transaction
 from lattice_server.store.events import EventLog, event
 
@@ -269,7 +269,7 @@ async def _raise_sum(tx: Transaction, row: Row, what: What) -> bool:
 
 
 async def read_sums(
-    connection: AsyncConnection, workspace: str | None, peer_id: str | None, after: int, limit: int
+    connection: Connection, workspace: str | None, peer_id: str | None, after: int, limit: int
 ) -> tuple[list[dict[str, Any]], int | None]:
     """A page of sums as the API shows them, and where the next page starts.
 

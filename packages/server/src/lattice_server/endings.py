@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from lattice_server import names
 from lattice_server.clock import now_ms, rfc3339, to_ms
 from lattice_server.hub import PeerObject
 from lattice_server.policy import AgentRule
-from lattice_server.store import schema
+from lattice_server.store import schema, statements
 from lattice_server.store.database import Transaction
 from lattice_server.store.events import peer_event
 from lattice_server.store.queries import connector_of, descendants, peer_objects, ripple
@@ -41,24 +41,18 @@ async def end_peers(
     if not peers:
         return
     now = now_ms()
-    table = schema.peers.c
     state = "expired" if event == "expired" else "deleted"
     own = {peer.id for peer in peers}
     inherited = [p for p in await descendants(tx.connection, own) if p.id not in own]
     peers = [*peers, *inherited]
-    await tx.connection.execute(
-        update(schema.peers)
-        .where(table.id.in_([peer.id for peer in peers]))
-        .values(state=state, ended_at=now, version=table.version + 1)
-    )
-    # A service keeps its address as long as the service is defined.
-    freed = [peer.address for peer in peers if peer.kind == "agent"]
-    if freed:
-        await tx.connection.execute(
-            update(schema.addresses)
-            .where(schema.addresses.c.address.in_(freed))
-            .values(free_at=now + to_ms(control.settings.quarantine))
+    rested = now + to_ms(control.settings.quarantine)
+    for peer in peers:
+        await tx.connection.run(
+            statements.END_PEER, {"peer": peer.id, "state": state, "ended_at": now}
         )
+        # A service keeps its address as long as the service is defined.
+        if peer.kind == "agent":
+            await tx.connection.run(statements.FREE_ADDRESS, {"of": peer.address, "at": rested})
     await control.events.append(
         tx,
         [

@@ -114,7 +114,11 @@ class Stream:
         before, revision = self.acknowledged, self._revision
         if self._sync is not None:
             state, self._sync = self._sync, None
-            return revision, list(_sync_messages(revision, state))
+            messages = []
+            for message in _sync_messages(revision, state):
+                messages.append(message)
+                await asyncio.sleep(0)  # there may be a hundred of them
+            return revision, messages
         upsert, remove = list(self._upsert.values()), list(self._remove)
         self._upsert, self._remove = {}, {}
         return revision, list(_update_messages(before, revision, upsert, remove))
@@ -226,12 +230,15 @@ def _chunks(peers: Iterable[PeerObject]) -> Iterator[list[str]]:
 def _sync_messages(revision: int, state: Sequence[PeerObject]) -> Iterator[str]:
     now = now_ms()
     alive = [p for p in state if p.expires_at is None or p.expires_at > now]
-    chunks = list(_chunks(alive))
-    for number, chunk in enumerate(chunks, start=1):
+    chunks = _chunks(alive)
+    chunk: list[str] | None = next(chunks)
+    while chunk is not None:
+        following = next(chunks, None)
         yield (
             f'{{"type":"sync","revision":{revision},"upsert":[{",".join(chunk)}],'
-            f'"remove":[],"last":{"true" if number == len(chunks) else "false"}}}'
+            f'"remove":[],"last":{"true" if following is None else "false"}}}'
         )
+        chunk = following
 
 
 def _update_messages(

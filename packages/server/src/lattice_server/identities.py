@@ -10,9 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lattice_sdk.wire import EnrollRequest, RenewRequest
 from lattice_server import delegation, endings, names, terms, tokens
@@ -29,7 +27,8 @@ from lattice_server.credentials import new_id, new_key_pair, new_token, token_ha
 from lattice_server.presets import BUILT_IN, Presets
 from lattice_server.problems import ApiProblem
 from lattice_server.publication import Publication, publish, store, wait_or_undo
-from lattice_server.store import schema
+from lattice_server.store import statements
+from lattice_server.store.connection import Connection
 from lattice_server.store.database import Transaction
 from lattice_server.store.events import peer_event
 from lattice_server.store.queries import (
@@ -67,7 +66,7 @@ async def enroll(
     gateway = control.gateway()
     presets: Presets = BUILT_IN
     if (request.policy_preset or "sandboxed") not in presets or token.kind == "delegation":
-        async with control.database.read() as connection:
+        async with control.database.look() as connection:
             presets = await presets_of_workspace(connection, token.workspace_id or "")
     granted = terms.for_agent(control.settings, token, request, presets)
     private, public = key_pair(request.public_key)
@@ -144,7 +143,7 @@ async def _commit_agent(
             if peer.allow:
                 services = await services_of(tx.connection, peer.workspace_id)
                 peer = await names.claim(control, tx, token, peer, services, taken)
-            await tx.connection.execute(insert(schema.peers).values(**peer.values()))
+            await tx.connection.run(statements.INSERT_PEER, peer.values())
             await control.events.append(tx, [enrolled(peer)])
             return await publish(control, tx, peer, None)
     except IntegrityError:
@@ -184,7 +183,7 @@ async def _take_up(
         expires_at=min(asked.expires_at, limit),
         version=known.version + 1,
     )
-    await store(tx, peer)
+    await store(tx, peer, known)
     await delegation.shorten_descendants(control, tx, peer)
     await control.events.append(tx, [enrolled(peer, again=True)])
     return await publish(control, tx, peer, known)
@@ -245,7 +244,7 @@ async def renew(
             renewals=before.renewals + 1,
             version=before.version + 1,
         )
-        await store(tx, peer)
+        await store(tx, peer, before)
         if peer.expires_at < before.expires_at:
             await delegation.shorten_descendants(control, tx, peer)
         await control.events.append(
@@ -286,7 +285,7 @@ async def remove(control: ControlPlane, peer_id: str, principal: Principal) -> N
         await control.hub.wait(control.hub.revision, control.settings.delete_wait.total_seconds())
 
 
-async def may_act_on(connection: AsyncConnection, principal: Principal, peer: PeerRecord) -> bool:
+async def may_act_on(connection: Connection, principal: Principal, peer: PeerRecord) -> bool:
     """Whether the peer exists for this caller: its own, of its line, or of its workspace."""
     if principal.peer is None:
         return principal.may_see(peer.workspace_id)
@@ -309,15 +308,10 @@ async def holder_of_key(control: ControlPlane, tx: Transaction, key: str) -> Pee
     stream = control.hub.stream
     if stream is not None and stream.info.public_key == key:
         raise ApiProblem("invalid_public_key", "this public key is in use; make a new key pair")
-    peers = schema.peers.c
-    row = (
-        await tx.connection.execute(
-            select(schema.peers).where(peers.public_key == key, peers.state == "active")
-        )
-    ).one_or_none()
-    if row is None:
+    rows = await tx.connection.fetch(statements.LIVE_PEER_BY_KEY, key=key)
+    if not rows:
         return None
-    peer = PeerRecord.of(row)
+    peer = PeerRecord(*rows[0])
     if peer.alive(now_ms()):
         return peer
     await endings.end_peers(control, tx, [peer], "expired")

@@ -20,6 +20,7 @@ MAX_BODY_BYTES = 1024 * 1024
 BODY_SECONDS = 30.0
 # Of all requests that are read or served at a time; what they hold before anybody is known.
 MAX_HELD_BYTES = 128 * 1024 * 1024
+PASSED = "lattice.edge"  # in the scope of a request that has been through it
 
 
 class Edge:
@@ -30,15 +31,15 @@ class Edge:
     line for each request, without headers and query; answers what nobody caught with a 500 problem.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
-        self._held = 0
+    def __init__(self, app: ASGIApp, metrics: Metrics, holding: Holding) -> None:
+        self._app, self._metrics, self._holding = app, metrics, holding
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or PASSED in scope:
             await self._app(scope, receive, send)
             return
+        scope[PASSED] = True
         started = time.perf_counter()
         status = 0
 
@@ -53,7 +54,7 @@ class Edge:
                 ]
             await send(message)
 
-        held = _Held(self)
+        held = _Held(self._holding)
         try:
             await self._app(scope, await _with_body(scope, receive, held.add), timed_send)
         except ApiProblem as problem:
@@ -82,11 +83,18 @@ class Edge:
             )
 
 
+class Holding:
+    """The bytes of all requests that are under way."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
 class _Held:
     """What one request holds of the bytes that all may hold."""
 
-    def __init__(self, edge: Edge) -> None:
-        self._edge, self._bytes = edge, 0
+    def __init__(self, holding: Holding) -> None:
+        self._holding, self._bytes = holding, 0
 
     def add(self, count: int) -> None:
         """Take some.
@@ -94,9 +102,9 @@ class _Held:
         Raises:
             ApiProblem: ``overloaded``.
         """
-        self._edge._held += count
+        self._holding.bytes += count
         self._bytes += count
-        if self._edge._held > MAX_HELD_BYTES:
+        if self._holding.bytes > MAX_HELD_BYTES:
             raise ApiProblem(
                 "overloaded",
                 "the server holds as many requests as it can; try again later",
@@ -105,7 +113,7 @@ class _Held:
 
     def release(self) -> None:
         """Give all of it back."""
-        self._edge._held -= self._bytes
+        self._holding.bytes -= self._bytes
         self._bytes = 0
 
 

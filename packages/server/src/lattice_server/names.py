@@ -11,13 +11,13 @@ from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, insert, select, tuple_, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lattice_server import destinations, terms
 from lattice_server.answers import beyond
 from lattice_server.clock import now_ms, to_ms
 from lattice_server.problems import ApiProblem
 from lattice_server.store import schema
+from lattice_server.store.connection import Connection
 from lattice_server.store.database import Transaction
 from lattice_server.store.queries import connector_of
 from lattice_server.store.records import PeerRecord, ServiceRecord, TokenRecord
@@ -197,7 +197,7 @@ async def release(control: ControlPlane, tx: Transaction, peers: Sequence[PeerRe
     return {workspace for workspace, _ in touched}
 
 
-async def routes(connection: AsyncConnection, workspace: str) -> list[dict[str, Any]]:
+async def routes(connection: Connection, workspace: str) -> list[dict[str, Any]]:
     """What the egress connector of a workspace has to serve, as its engine takes it."""
     names, table = schema.names.c, schema.name_uses.c
     rows = await connection.execute(

@@ -15,7 +15,7 @@ from lattice_server.clock import now_ms
 from lattice_server.hub import PeerObject
 from lattice_server.presets import BUILT_IN, NOTHING, Presets
 from lattice_server.problems import gateway_unavailable
-from lattice_server.store import schema
+from lattice_server.store import schema, statements
 from lattice_server.store.database import Transaction
 from lattice_server.store.queries import (
     connector_of,
@@ -53,11 +53,12 @@ class Publication:
     routes: int = 0
 
 
-async def store(tx: Transaction, peer: PeerRecord) -> None:
-    """Overwrite the row of a peer."""
-    await tx.connection.execute(
-        update(schema.peers).where(schema.peers.c.id == peer.id).values(**peer.values())
-    )
+async def store(tx: Transaction, peer: PeerRecord, before: PeerRecord | None = None) -> None:
+    """Overwrite the row of a peer; only what differs from ``before``, where that is known."""
+    changes = peer.values() if before is None else peer.changes(before)
+    if changes:
+        statement = statements.update_peer(tuple(changes))
+        await tx.connection.run(statement, {**changes, "peer": peer.id})
 
 
 async def publish(
@@ -112,9 +113,13 @@ async def wait_or_undo(
     """
     seconds = control.settings.gateway_wait.total_seconds()
     try:
-        acknowledged, served = await asyncio.gather(
-            control.hub.wait(done.revision, seconds), _served(control, done, seconds)
-        )
+        if done.connector is None or done.before is not None:
+            acknowledged, served = await control.hub.wait(done.revision, seconds), True
+        else:
+            acknowledged, served = await asyncio.gather(
+                control.hub.wait(done.revision, seconds),
+                control.connectors.wait(done.connector, done.routes, seconds),
+            )
     except asyncio.CancelledError:
         await _finish(_undo(control, done, token))
         raise
@@ -135,13 +140,6 @@ async def wait_or_undo(
         await _finish(_undo(control, done, token))
 
 
-async def _served(control: ControlPlane, done: Publication, seconds: float) -> bool:
-    """Whether the egress connector serves the names of a new identity in time."""
-    if done.connector is None or done.before is not None:
-        return True
-    return await control.connectors.wait(done.connector, done.routes, seconds)
-
-
 async def _finish(work: Awaitable[None]) -> None:
     """Carry on to the end even if this task is cancelled."""
     await asyncio.shield(asyncio.ensure_future(work))
@@ -155,7 +153,7 @@ async def _undo(control: ControlPlane, done: Publication, token: TokenRecord | N
             return
         if done.before is not None and done.before.alive(now_ms()):
             peer = replace(done.before, version=now.version + 1)
-            await store(tx, peer)
+            await store(tx, peer, now)
             if peer.expires_at < now.expires_at:
                 await delegation.shorten_descendants(control, tx, peer)
             await publish(control, tx, peer, done.before)

@@ -16,7 +16,7 @@ from lattice_server.api.models import TokenBody
 from lattice_server.clock import now_ms, rfc3339, to_ms
 from lattice_server.credentials import new_id, new_token, token_hash
 from lattice_server.problems import ApiProblem
-from lattice_server.store import schema
+from lattice_server.store import schema, statements
 from lattice_server.store.database import Transaction
 from lattice_server.store.events import event
 from lattice_server.store.queries import service_by_name
@@ -185,19 +185,8 @@ async def use(tx: Transaction, token: TokenRecord) -> None:
     Raises:
         ApiProblem: ``token_used_up``, ``token_revoked`` or ``token_expired``.
     """
-    tokens = schema.tokens.c
-    now = now_ms()
-    counted = await tx.connection.execute(
-        update(schema.tokens)
-        .where(
-            tokens.id == token.id,
-            tokens.revoked_at.is_(None),
-            tokens.expires_at.is_(None) | (tokens.expires_at > now),
-            tokens.uses.is_(None) | (tokens.used < tokens.uses),
-        )
-        .values(used=tokens.used + 1)
-    )
-    if counted.rowcount == 0:
+    counted = await tx.connection.run(statements.COUNT_USE, {"token": token.id, "now": now_ms()})
+    if counted == 0:
         await check_holds(tx, token.id)
         raise used_up(token)
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lattice_server import attenuation, policy, policy_cases
 from lattice_server.clock import now_ms
@@ -15,6 +14,7 @@ from lattice_server.hub import PeerObject
 from lattice_server.presets import Presets, presets_of
 from lattice_server.problems import ApiProblem
 from lattice_server.store import schema
+from lattice_server.store.connection import Connection
 from lattice_server.store.database import Transaction
 from lattice_server.store.events import event
 from lattice_server.store.queries import (
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lattice_server.control import ControlPlane
 
 
-async def policy_of(connection: AsyncConnection, workspace: str) -> dict[str, Any]:
+async def policy_of(connection: Connection, workspace: str) -> dict[str, Any]:
     """The policy document of a workspace, complete.
 
     Raises:

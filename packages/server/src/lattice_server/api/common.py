@@ -18,13 +18,13 @@ Cursor = Annotated[
 ]
 
 
-def control_of(request: Request) -> ControlPlane:
+async def control_of(request: Request) -> ControlPlane:
     """The control plane that serves this request."""
     control: ControlPlane = request.app.state.control
     return control
 
 
-def caller_of(connection: HTTPConnection) -> Caller:
+async def caller_of(connection: HTTPConnection) -> Caller:
     """Who sends this request or opens this WebSocket."""
     client = connection.client
     sent = connection.headers.getlist("authorization")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query, Request
@@ -18,7 +19,7 @@ from lattice_sdk.wire import (
     RenewRequest,
 )
 from lattice_server import delegation, identities
-from lattice_server.access import Principal, authenticate, peer_not_found
+from lattice_server.access import Caller, Principal, authenticate, peer_not_found
 from lattice_server.answers import peer_answer, peer_reference
 from lattice_server.api.common import Authorization, Control, Cursor, Limit, number_cursor, problems
 from lattice_server.clock import now_ms, rfc3339
@@ -64,15 +65,25 @@ async def enroll(
     The same ``publicKey`` with the same request is the same identity: its id and address, and a new
     enrollment token that replaces the one before.
     """
+    answer = await enrolled(control, body, authorization, request.is_disconnected)
+    return JSONResponse(answer, status_code=201, headers=_NO_STORE)
+
+
+async def enrolled(
+    control: ControlPlane,
+    body: EnrollRequest,
+    caller: Caller | None,
+    abandoned: Callable[[], Awaitable[bool]],
+) -> dict[str, Any]:
+    """The answer to an enrollment."""
     principal = await authenticate(
         control,
-        authorization,
+        caller,
         *("workspace", "delegation", "trust"),
         spent=True,
         workspace=body.workspace_id,
     )
-    answer = await identities.enroll(control, principal, body, request.is_disconnected)
-    return JSONResponse(answer, status_code=201, headers=_NO_STORE)
+    return await identities.enroll(control, principal, body, abandoned)
 
 
 @router.post(
@@ -91,10 +102,17 @@ async def renew(
 
     ``ttl`` left out means what the identity had. A new ``publicKey`` rotates the key.
     """
-    principal = await authenticate(control, authorization, "enrollment")
-    async with control.lanes.enter(peer_id):
-        answer = await identities.renew(control, peer_id, principal, body or RenewRequest())
+    answer = await renewed(control, peer_id, body or RenewRequest(), authorization)
     return JSONResponse(answer, headers=_NO_STORE)
+
+
+async def renewed(
+    control: ControlPlane, peer_id: str, body: RenewRequest, caller: Caller | None
+) -> dict[str, Any]:
+    """The answer to a renewal."""
+    principal = await authenticate(control, caller, "enrollment")
+    async with control.lanes.enter(peer_id):
+        return await identities.renew(control, peer_id, principal, body)
 
 
 @router.post(
@@ -134,10 +152,15 @@ async def delete_peer(
 
     Bearer: its enrollment token or that of an agent it comes from, its workspace's, or admin.
     """
-    principal = await authenticate(control, authorization, "enrollment", "workspace", "admin")
+    await deletion(control, peer_id, authorization)
+    return Response(status_code=204)
+
+
+async def deletion(control: ControlPlane, peer_id: str, caller: Caller | None) -> None:
+    """Do what is asked for by a removal."""
+    principal = await authenticate(control, caller, "enrollment", "workspace", "admin")
     async with control.lanes.enter(peer_id):
         await identities.remove(control, peer_id, principal)
-    return Response(status_code=204)
 
 
 @router.get(

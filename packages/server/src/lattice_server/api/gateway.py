@@ -109,7 +109,7 @@ async def gateway_stream(socket: WebSocket) -> None:
     """One gateway's connection, from its hello to its end."""
     control: ControlPlane = socket.app.state.control
     try:
-        await authenticate(control, caller_of(socket), "gateway", "admin")
+        await authenticate(control, await caller_of(socket), "gateway", "admin")
     except ApiProblem as problem:
         control.metrics.refusals.labels(problem.code).inc()
         await socket.send_denial_response(problem.response())

@@ -62,7 +62,7 @@ async def metrics(control: Control, authorization: Authorization = None) -> Resp
             .where(peers.state == "active", peers.expires_at > now_ms())
             .group_by(peers.workspace_id, peers.preset)
         )
-        counts = rows.all()
+        counts = [tuple(row) for row in rows]
     control.metrics.peers.clear()
     for workspace, preset, count in counts:
         control.metrics.peers.labels(workspace if named else "", preset).inc(count)

@@ -118,12 +118,11 @@ class Assembler:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadMessageError(f"a state message is malformed: {error!r}") from error
         if full:
-            begun = self._sync or Change(part.revision, True)
-            self._sync = Change(part.revision, True, begun.upsert | part.upsert)
-            if not last:
-                return None
-            whole, self._sync = self._sync, None
-            return whole
+            whole = self._sync or Change(part.revision, True)
+            whole.revision = part.revision
+            whole.upsert.update(part.upsert)
+            self._sync = None if last else whole
+            return whole if last else None
         if self._sync is not None:
             # Between chunks: it belongs to the state being assembled, whose end acknowledges it.
             self._sync = self._sync.then(part)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sqlalchemy import insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import select
 
 from lattice_server.clock import rfc3339
-from lattice_server.store import schema
+from lattice_server.store import schema, statements
+from lattice_server.store.connection import Connection
 from lattice_server.store.database import Transaction
 from lattice_server.store.records import PeerRecord
 
@@ -45,8 +45,9 @@ class EventLog:
 
     async def append(self, tx: Transaction, events: Sequence[dict[str, Any]]) -> None:
         """Add events (see :func:`event`) to the transaction."""
+        for one in events:
+            await tx.connection.run(statements.INSERT_EVENT, one)
         if events:
-            await tx.connection.execute(insert(schema.events), list(events))
             tx.after_commit.append(self.wake)
 
     def wake(self) -> None:
@@ -102,7 +103,7 @@ class EventFilter:
 
 
 async def read_events(
-    connection: AsyncConnection, after: int, limit: int, wanted: EventFilter
+    connection: Connection, after: int, limit: int, wanted: EventFilter
 ) -> list[dict[str, Any]]:
     """Events with a greater number than ``after``, oldest first, as the API shows them."""
     events = schema.events.c

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import groupby
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lattice_server import attenuation, policy
 from lattice_server.hub import PeerObject
 from lattice_server.presets import BUILT_IN, NOTHING, Presets, presets_of
-from lattice_server.store import schema
-from lattice_server.store.records import EGRESS, NETWORK, SERVICE, PeerRecord, ServiceRecord
+from lattice_server.store import schema, statements
+from lattice_server.store.connection import AT_ONCE, Connection
+from lattice_server.store.records import (
+    EGRESS,
+    NETWORK,
+    SERVICE,
+    PeerRecord,
+    ServiceRecord,
+)
 
 IDS_AT_ONCE = 500  # in one statement; SQLite once took 999 at most
 
 
-async def services_of(connection: AsyncConnection, workspace: str) -> list[ServiceRecord]:
+async def services_of(connection: Connection, workspace: str) -> list[ServiceRecord]:
     """The services of a workspace, by name."""
-    rows = await connection.execute(
-        select(schema.services)
-        .where(schema.services.c.workspace_id == workspace)
-        .order_by(schema.services.c.name)
-    )
-    return [ServiceRecord.of(row) for row in rows]
+    memory = connection.memory
+    known: tuple[ServiceRecord, ...] | None = memory.get("services", workspace) if memory else None
+    if known is None:
+        rows = await connection.execute(
+            select(schema.services)
+            .where(schema.services.c.workspace_id == workspace)
+            .order_by(schema.services.c.name)
+        )
+        known = tuple(ServiceRecord.of(row) for row in rows)
+        if memory:
+            memory.keep("services", workspace, known)
+    return list(known)
 
 
 async def live_agents(
-    connection: AsyncConnection, workspace: str, presets: Collection[str] | None, now: int
+    connection: Connection, workspace: str, presets: Collection[str] | None, now: int
 ) -> list[PeerRecord]:
     """The living agents of a workspace that have one of these presets; ``None`` is any."""
+    if presets is not None and not presets:
+        return []
     peers = schema.peers.c
     query = select(schema.peers).where(
         peers.workspace_id == workspace,
@@ -39,29 +53,31 @@ async def live_agents(
         peers.expires_at > now,
     )
     if presets is not None:
-        if not presets:
-            return []
         query = query.where(peers.preset.in_(presets))
     rows = await connection.execute(query)
     return [PeerRecord.of(row) for row in rows]
 
 
-async def presets_of_workspace(connection: AsyncConnection, workspace: str) -> Presets:
+async def presets_of_workspace(connection: Connection, workspace: str) -> Presets:
     """All presets that a workspace has."""
-    workspaces = schema.workspaces.c
-    document = await connection.scalar(select(workspaces.policy).where(workspaces.id == workspace))
-    return presets_of(document)
+    memory = connection.memory
+    known: Presets | None = memory.get("presets", workspace) if memory else None
+    if known is None:
+        workspaces = schema.workspaces.c
+        query = select(workspaces.policy).where(workspaces.id == workspace)
+        known = presets_of(await connection.scalar(query))
+        if memory:
+            memory.keep("presets", workspace, known)
+    return known
 
 
-async def peer_by_id(connection: AsyncConnection, peer_id: str) -> PeerRecord | None:
+async def peer_by_id(connection: Connection, peer_id: str) -> PeerRecord | None:
     """A peer, also one that has ended."""
-    row = (
-        await connection.execute(select(schema.peers).where(schema.peers.c.id == peer_id))
-    ).one_or_none()
-    return PeerRecord.of(row) if row else None
+    rows = await connection.fetch(statements.PEER_BY_ID, id=peer_id)
+    return PeerRecord(*rows[0]) if rows else None
 
 
-async def ancestors(connection: AsyncConnection, peers: Iterable[PeerRecord]) -> list[PeerRecord]:
+async def ancestors(connection: Connection, peers: Iterable[PeerRecord]) -> list[PeerRecord]:
     """The living agents that these descend from, less those among them."""
     known = {peer.id: peer for peer in peers}
     found: dict[str, PeerRecord] = {}
@@ -78,11 +94,18 @@ async def ancestors(connection: AsyncConnection, peers: Iterable[PeerRecord]) ->
     return list(found.values())
 
 
-async def descendants(connection: AsyncConnection, peer_ids: Collection[str]) -> list[PeerRecord]:
+async def descendants(connection: Connection, peer_ids: Collection[str]) -> list[PeerRecord]:
     """The living agents that come from these by delegation, in all generations, parents first."""
     found: dict[str, PeerRecord] = {}
     level = list(peer_ids)
     table = schema.peers.c
+    if len(level) == 1:
+        level, [above] = [], level
+        for peer in [
+            PeerRecord(*r) for r in await connection.fetch(statements.LIVE_CHILDREN, parent=above)
+        ]:
+            found[peer.id] = peer
+            level.append(peer.id)
     while level:
         following: list[str] = []
         for start in range(0, len(level), IDS_AT_ONCE):
@@ -101,7 +124,7 @@ async def descendants(connection: AsyncConnection, peer_ids: Collection[str]) ->
 
 
 async def service_by_name(
-    connection: AsyncConnection, workspace: str, name: str
+    connection: Connection, workspace: str, name: str
 ) -> ServiceRecord | None:
     """A service of a workspace."""
     services = schema.services.c
@@ -113,7 +136,7 @@ async def service_by_name(
     return ServiceRecord.of(row) if row else None
 
 
-async def connector_of(connection: AsyncConnection, workspace: str, now: int) -> PeerRecord | None:
+async def connector_of(connection: Connection, workspace: str, now: int) -> PeerRecord | None:
     """The living egress connector of a workspace."""
     services, peers = schema.services.c, schema.peers.c
     row = (
@@ -131,7 +154,7 @@ async def connector_of(connection: AsyncConnection, workspace: str, now: int) ->
     return PeerRecord.of(row) if row else None
 
 
-async def name_addresses(connection: AsyncConnection, workspace: str) -> tuple[str, ...]:
+async def name_addresses(connection: Connection, workspace: str) -> tuple[str, ...]:
     """The overlay addresses of the host names that a workspace's egress connector serves."""
     names = schema.names.c
     found = await connection.scalars(
@@ -141,7 +164,7 @@ async def name_addresses(connection: AsyncConnection, workspace: str) -> tuple[s
 
 
 async def peer_objects(
-    connection: AsyncConnection,
+    connection: Connection,
     workspace: str,
     peers: Iterable[PeerRecord],
     now: int,
@@ -173,7 +196,7 @@ async def peer_objects(
 
 
 async def routes_of(
-    connection: AsyncConnection, workspace: str, peers: Iterable[PeerRecord]
+    connection: Connection, workspace: str, peers: Iterable[PeerRecord]
 ) -> dict[str, tuple[str, ...]]:
     """What connectors among these peers serve beside their own addresses, by id."""
     found: dict[str, tuple[str, ...]] = {}
@@ -209,7 +232,7 @@ def peer_object(
 
 
 async def ripple(
-    connection: AsyncConnection,
+    connection: Connection,
     workspace: str,
     changes: Sequence[policy.AgentRule | policy.ServiceRule],
     now: int,
@@ -217,6 +240,8 @@ async def ripple(
     """The other agents of the workspace whose grants change with these, as they are to be now."""
     presets = await presets_of_workspace(connection, workspace)
     names = frozenset[str]().union(*(policy.affected_presets(c, presets) for c in changes))
+    if not names:
+        return []
     candidates = await live_agents(connection, workspace, names, now)
     rules = [candidate.rule() for candidate in candidates]
     touched = {rule.id for change in changes for rule in policy.affected(change, rules, presets)}
@@ -227,7 +252,7 @@ async def ripple(
     )
 
 
-async def whole_state(connection: AsyncConnection, now: int) -> list[PeerObject]:
+async def whole_state(connection: Connection, now: int) -> list[PeerObject]:
     """Every living peer of every workspace, for a gateway that connects."""
     services: dict[str, list[ServiceRecord]] = {}
     for row in await connection.execute(select(schema.services)):
@@ -242,32 +267,36 @@ async def whole_state(connection: AsyncConnection, now: int) -> list[PeerObject]
             select(workspaces.id, workspaces.policy).where(workspaces.policy.is_not(None))
         )
     }
-    peers = schema.peers.c
-    rows = await connection.execute(
-        select(schema.peers)
-        .where(peers.state == "active", peers.expires_at > now)
-        .order_by(peers.workspace_id)
-    )
+    living: dict[str, list[PeerRecord]] = {}
+    async for rows in connection.stream(statements.LIVE_PEERS, now=now):
+        for values in rows:
+            peer = PeerRecord(*values)
+            living.setdefault(peer.workspace_id, []).append(peer)
     state: list[PeerObject] = []
-    for workspace, group in groupby(map(PeerRecord.of, rows), key=lambda p: p.workspace_id):
-        members = list(group)
-        compiled = policy.compile_workspace(
-            policy.Workspace(
-                {s.name: s.rule() for s in services.get(workspace, ())},
-                {peer.id: peer.rule() for peer in members if peer.kind == "agent"},
-                policies.get(workspace, BUILT_IN),
-            )
-        )
-        agents = [peer for peer in members if peer.kind == "agent"]
-        kin = kin_of(agents, compiled, policies.get(workspace, BUILT_IN))
+    for workspace, members in living.items():
+        presets = policies.get(workspace, BUILT_IN)
         served = {s.peer_id: tuple(s.networks) for s in services.get(workspace, ())}
         served |= {
             s.peer_id: routes.get(workspace, ())
             for s in services.get(workspace, ())
             if s.kind == EGRESS
         }
-        state.extend(
-            peer_object(peer, attenuation.bounded(peer.id, kin), served.get(peer.id, ()))
-            for peer in members
+        agents = [peer for peer in members if peer.kind == "agent"]
+        compiled = policy.compile_workspace(
+            policy.Workspace(
+                {s.name: s.rule() for s in services.get(workspace, ())},
+                {peer.id: peer.rule() for peer in agents},
+                presets,
+            )
         )
+        kin = None
+        if any(agent.parent_id is not None for agent in agents):
+            kin = kin_of(agents, compiled, presets)
+        for number, peer in enumerate(members):
+            grants = compiled.get(peer.id, ())
+            if kin is not None and peer.parent_id is not None:
+                grants = attenuation.bounded(peer.id, kin)
+            state.append(peer_object(peer, grants, served.get(peer.id, ())))
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
     return state

@@ -52,7 +52,15 @@ class PeerRecord:
 
     def values(self) -> dict[str, Any]:
         """The columns, for an insert."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in PEER_FIELDS}
+
+    def changes(self, before: PeerRecord) -> dict[str, Any]:
+        """The columns that differ from what they were."""
+        return {
+            name: value
+            for name in PEER_FIELDS
+            if (value := getattr(self, name)) != getattr(before, name)
+        }
 
     def alive(self, now: int) -> bool:
         """Whether the identity holds at this instant (ms)."""
@@ -60,6 +68,8 @@ class PeerRecord:
 
     def rule(self) -> AgentRule:
         """The agent as the policy compiler sees it."""
+        if not self.allow:
+            return AgentRule(self.id, self.address, self.preset, parent=self.parent_id)
         allow: set[Grant] = set()
         names: set[Grant] = set()
         for a in self.allow:
@@ -149,11 +159,12 @@ class TokenRecord:
     @classmethod
     def of(cls, row: Row[Any]) -> TokenRecord:
         """The record of a row of ``tokens``."""
-        return cls(**{key: row._mapping[key] for key in _TOKEN_FIELDS})
+        return cls(**{key: row._mapping[key] for key in TOKEN_FIELDS})
 
     def values(self) -> dict[str, Any]:
         """The columns, for an insert; the hash is not among them."""
         return {key: value for key, value in asdict(self).items() if key != "n"}
 
 
-_TOKEN_FIELDS = tuple(field.name for field in fields(TokenRecord))
+PEER_FIELDS = tuple(field.name for field in fields(PeerRecord))
+TOKEN_FIELDS = tuple(field.name for field in fields(TokenRecord))
