@@ -11,7 +11,7 @@ import pytest
 
 from lattice_sdk import LatticeAgent
 from lattice_sdk.testing.world import World
-from support.targets import GROUP, Targets, own_addresses
+from support.targets import GROUP, Targets, own_addresses, own_addresses6
 from support.waiting import wait_for
 
 Held = Callable[..., object]
@@ -38,7 +38,9 @@ def test_host_is_not_reached(host: Targets, held: Held, protocol: str, address: 
     assert caught.seconds < AT_ONCE, "not refused but left to time out"
 
 
-@pytest.mark.parametrize("address", ["::1", "::ffff:127.0.0.1", f"::ffff:{ADDRESSES[-1]}"])
+@pytest.mark.parametrize(
+    "address", [*own_addresses6(), "::ffff:127.0.0.1", f"::ffff:{ADDRESSES[-1]}"]
+)
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_host_is_not_reached_by_ipv6(
     host: Targets, held: Held, protocol: str, address: str

@@ -66,6 +66,17 @@ def own_addresses() -> list[str]:
                 data = data[length:]
 
 
+def own_addresses6() -> list[str]:
+    """The IPv6 addresses of this machine that need no interface beside them, loopback first."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            address = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0]))
+            if not address.startswith("fe80:"):
+                found.append(address)
+    return sorted(found, key=lambda address: address != "::1")
+
+
 @contextlib.contextmanager
 def start_targets(directory: Path) -> Iterator[Targets]:
     """Start them; all end with the block.
