@@ -102,6 +102,23 @@ def test_backend_that_turns_out_not_to_work_is_passed_over(
         world.agent(backend="netns").open()
 
 
+def test_doubts_about_the_machine_are_resolved_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container each agent would else wait for an attempt."""
+    asked = []
+
+    def doubts() -> str:
+        asked.append(1)
+        return "this container forbids it"
+
+    monkeypatch.setattr(machine, "doubts", doubts)
+    with world.agent(agent_name="one") as one, world.agent(agent_name="two") as two:
+        assert (one.isolation, two.isolation) == ("proxy", "proxy")
+        assert "this container forbids it" in two._life.backend_reason
+    assert len(asked) == 1
+
+
 def test_isolation_comes_from_the_environment(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

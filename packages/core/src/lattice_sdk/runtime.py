@@ -63,6 +63,7 @@ class Runtime:
         self.engine = EngineHost(self.call)
         self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._pool = concurrent.futures.ThreadPoolExecutor(CALLS_AT_ONCE, "lattice-call")
+        self._answers: dict[Callable[[], Any], asyncio.Future[Any]] = {}
         # What came in before the end is done; nothing comes in after it, and waits for ever.
         self._door = threading.Lock()
         self._over = False
@@ -96,6 +97,13 @@ class Runtime:
         except RuntimeError:
             return function(*args, **kwargs)
         return await asyncio.wrap_future(future)
+
+    async def once(self, function: Callable[[], T]) -> T:
+        """:meth:`call`; who asks again has the same answer, for as long as this runs."""
+        asking = self._answers.get(function)
+        if asking is None:
+            asking = self._answers[function] = asyncio.ensure_future(self.call(function))
+        return await asyncio.shield(asking)
 
     async def leave(self, member: Member) -> None:
         """Take a member off; with the last one engine and thread end."""

@@ -38,7 +38,7 @@ class Netns(Userspace):
     async def prepare(self) -> None:
         """Start engine and keeper, which take as long as an enrollment, and resolve doubts."""
         _, why = await asyncio.gather(
-            _start_keeper(runtime.current().engine), runtime.current().call(machine.doubts)
+            _start_keeper(runtime.current().engine), runtime.current().once(machine.doubts)
         )
         if why is not None:
             raise BackendUnavailable(why, code="sandbox_forbidden")
