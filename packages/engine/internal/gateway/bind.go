@@ -1,27 +1,24 @@
 package gateway
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 	"unsafe"
 
-	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
+
+	"lattice.dev/engine/internal/wg"
 )
 
 const (
 	udpBatch = 64
 	// udpBuffer is what both socket buffers ask for: 1,400-byte datagrams at 1 Gbit/s fill it in about 30 ms.
 	udpBuffer = 4 << 20
-	// controlSize holds an IPV6_PKTINFO and an IP_PKTINFO message.
-	controlSize = 128
 )
 
 // listenUDP opens one socket for IPv4 and IPv6, or for IPv4 alone where the machine has no IPv6.
@@ -61,7 +58,6 @@ func listenUDP(port int) (*os.File, error) {
 // endpoint is where a peer was last heard from, and the local address that it has sent to.
 type endpoint struct {
 	address netip.AddrPort
-	udp     *net.UDPAddr
 	control []byte // the source as a control message, empty when the kernel chooses
 }
 
@@ -79,7 +75,7 @@ func (e *endpoint) DstToBytes() []byte {
 // network namespace: conn.StdNetBind cannot take one.
 type socketBind struct {
 	socket *net.UDPConn
-	packet *ipv6.PacketConn // its ReadBatch and WriteBatch are recvmmsg and sendmmsg for either family
+	trains *wg.Trains
 	port   uint16
 
 	mu   sync.Mutex
@@ -94,11 +90,11 @@ func newSocketBind(file *os.File) (*socketBind, error) {
 	file.Close()
 	socket := pc.(*net.UDPConn)
 	local := socket.LocalAddr().(*net.UDPAddr)
-	return &socketBind{
-		socket: socket,
-		packet: ipv6.NewPacketConn(socket),
-		port:   uint16(local.Port),
-	}, nil
+	trains, err := wg.NewTrains(socket)
+	if err != nil {
+		return nil, fmt.Errorf("the UDP socket cannot be used: %w", err)
+	}
+	return &socketBind{socket: socket, trains: trains, port: uint16(local.Port)}, nil
 }
 
 // Open starts receiving. The socket stays: its port never changes.
@@ -111,45 +107,14 @@ func (b *socketBind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 	open := make(chan struct{})
 	b.open = open
 	_ = b.socket.SetReadDeadline(time.Time{})
-	messages := make([]ipv6.Message, udpBatch)
-	for i := range messages {
-		messages[i].Buffers = make([][]byte, 1)
-		messages[i].OOB = make([]byte, controlSize)
-	}
 	receive := func(packets [][]byte, sizes []int, endpoints []conn.Endpoint) (int, error) {
-		n := min(len(packets), len(messages))
-		for i := range n {
-			messages[i].Buffers[0] = packets[i]
-			messages[i].OOB = messages[i].OOB[:controlSize]
-		}
-		got, err := b.packet.ReadBatch(messages[:n], 0)
+		got, err := b.trains.Receive(packets, sizes, endpoints, sender)
 		select {
 		case <-open:
 			return 0, net.ErrClosed
 		default:
+			return got, err
 		}
-		if err != nil {
-			// An ICMP error that some datagram caused is not the socket's end.
-			if isTransient(err) {
-				return 0, nil
-			}
-			return 0, err
-		}
-		for i := range got {
-			sizes[i] = messages[i].N
-			from, _ := messages[i].Addr.(*net.UDPAddr)
-			if from == nil {
-				sizes[i] = 0
-				continue
-			}
-			port := from.AddrPort()
-			endpoints[i] = &endpoint{
-				address: netip.AddrPortFrom(port.Addr().Unmap(), port.Port()),
-				udp:     from,
-				control: sourceControl(messages[i].OOB[:messages[i].NN]),
-			}
-		}
-		return got, nil
 	}
 	return []conn.ReceiveFunc{receive}, b.port, nil
 }
@@ -183,43 +148,13 @@ func (b *socketBind) SetMark(mark uint32) error {
 	return set
 }
 
-var sendMessages = sync.Pool{New: func() any {
-	messages := make([]ipv6.Message, udpBatch)
-	for i := range messages {
-		messages[i].Buffers = make([][]byte, 1)
-	}
-	return &messages
-}}
-
 // Send sends the datagrams in order.
 func (b *socketBind) Send(packets [][]byte, to conn.Endpoint) error {
 	e, ok := to.(*endpoint)
 	if !ok {
 		return conn.ErrWrongEndpointType
 	}
-	pooled := sendMessages.Get().(*[]ipv6.Message)
-	defer sendMessages.Put(pooled)
-	for len(packets) > 0 {
-		n := min(len(packets), udpBatch)
-		messages := (*pooled)[:n]
-		for i := range n {
-			messages[i].Buffers[0] = packets[i]
-			messages[i].Addr = e.udp
-			messages[i].OOB = e.control
-		}
-		for len(messages) > 0 {
-			sent, err := b.packet.WriteBatch(messages, 0)
-			if err != nil {
-				return err
-			}
-			messages = messages[sent:]
-		}
-		packets = packets[n:]
-	}
-	for i := range *pooled {
-		(*pooled)[i].Buffers[0], (*pooled)[i].Addr, (*pooled)[i].OOB = nil, nil, nil
-	}
-	return nil
+	return b.trains.Send(packets, e.address, e.control)
 }
 
 // ParseEndpoint reads host:port with a numeric host.
@@ -228,11 +163,15 @@ func (b *socketBind) ParseEndpoint(s string) (conn.Endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &endpoint{address: address, udp: net.UDPAddrFromAddrPort(address)}, nil
+	return &endpoint{address: address}, nil
 }
 
 // BatchSize is how many datagrams one call moves.
 func (b *socketBind) BatchSize() int { return udpBatch }
+
+func sender(from netip.AddrPort, control []byte) conn.Endpoint {
+	return &endpoint{address: from, control: sourceControl(control)}
+}
 
 // sourceControl turns the control messages of a received datagram into the one that makes its answer leave
 // from the same local address.
@@ -255,16 +194,4 @@ func sourceControl(received []byte) []byte {
 		}
 	}
 	return v6
-}
-
-func isTransient(err error) bool {
-	var errno syscall.Errno
-	if !errors.As(err, &errno) {
-		return false
-	}
-	switch errno {
-	case syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EMSGSIZE, syscall.EINTR, syscall.ENOBUFS, syscall.ENOMEM:
-		return true
-	}
-	return false
 }

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"sync"
-	"syscall"
 
 	"golang.zx2c4.com/wireguard/tun"
 	"gvisor.dev/gvisor/pkg/buffer"
@@ -18,6 +17,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/stack/gro"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
@@ -30,6 +30,9 @@ const (
 	nicID         = 1
 	packetQueue   = 1024
 	listenBacklog = 512
+	// packetBatch is how many packets go to and from WireGuard by one call. A device holds as many buffers of 64 KiB in
+	// each direction for as long as it lives, though of an agent that waits hardly a page of each is ever touched.
+	packetBatch = 16
 )
 
 // Buffers of one TCP connection: what it starts with and what it may grow to. gVisor starts with 1 MiB and
@@ -50,6 +53,8 @@ type overlay struct {
 	ended  context.Context
 	end    context.CancelFunc
 	once   sync.Once
+	cut    *segments // on their way out; of the one who reads
+	join   gro.GRO   // of the one who writes
 }
 
 func newOverlay(addresses []netip.Addr, mtu int, router bool) (*overlay, error) {
@@ -64,6 +69,10 @@ func newOverlay(addresses []netip.Addr, mtu int, router bool) (*overlay, error) 
 		}),
 		mtu: mtu, events: make(chan tun.Event, 1), ended: ended, end: end,
 	}
+	o.link.SupportedGSOKind = stack.HostGSOSupported              // what it hands over too large is cut in Read
+	o.link.LinkEPCapabilities = stack.CapabilityRXChecksumOffload // Write looks at them
+	o.join.Init(true)
+	o.join.Dispatcher = inbound{o.link}
 	if err := o.configure(addresses); err != nil {
 		_ = o.Close()
 		return nil, err
@@ -184,48 +193,75 @@ func (o *overlay) dialPing(to netip.Addr) (net.Conn, error) {
 
 // What follows is tun.Device, the side of wireguard-go.
 
-// Read waits for one packet that leaves.
+// Read waits for one packet that leaves, and takes along what else is there.
 func (o *overlay) Read(packets [][]byte, sizes []int, offset int) (int, error) {
-	packet := o.link.ReadContext(o.ended)
-	if packet == nil {
-		return 0, os.ErrClosed
+	n := 0
+	for n < len(packets) {
+		if o.cut != nil {
+			var done bool
+			if sizes[n], done = o.cut.next(packets[n][offset:]); done {
+				o.cut = nil
+			}
+			n++
+			continue
+		}
+		var packet *stack.PacketBuffer
+		if n > 0 {
+			packet = o.link.Read()
+		} else if packet = o.link.ReadContext(o.ended); packet == nil {
+			return 0, os.ErrClosed
+		}
+		if packet == nil {
+			break
+		}
+		if o.cut = newSegments(packet); o.cut == nil {
+			view := packet.ToView()
+			sizes[n], _ = view.Read(packets[n][offset:]) // of a view that is not empty it reads something
+			view.Release()
+			n++
+		}
+		packet.DecRef()
 	}
-	view := packet.ToView()
-	packet.DecRef()
-	defer view.Release()
-	size, err := view.Read(packets[0][offset:])
-	if err != nil {
-		return 0, err
-	}
-	sizes[0] = size
-	return 1, nil
+	return n, nil
 }
 
-// Write takes packets that arrived.
+// Write takes packets that arrived. Those that follow one another in a connection go up the stack as one.
 func (o *overlay) Write(packets [][]byte, offset int) (int, error) {
 	if o.ended.Err() != nil {
 		return 0, os.ErrClosed
 	}
 	for _, raw := range packets {
 		raw = raw[offset:]
-		if len(raw) == 0 {
+		if len(raw) == 0 || !intact(raw) {
 			continue
 		}
-		var protocol tcpip.NetworkProtocolNumber
-		switch raw[0] >> 4 {
-		case header.IPv4Version:
-			protocol = ipv4.ProtocolNumber
-		case header.IPv6Version:
-			protocol = ipv6.ProtocolNumber
-		default:
-			return 0, syscall.EAFNOSUPPORT
-		}
 		packet := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(raw)})
-		o.link.InjectInbound(protocol, packet)
+		packet.RXChecksumValidated = true
+		packet.NetworkProtocolNumber = ipv4.ProtocolNumber
+		if header.IPVersion(raw) == header.IPv6Version {
+			packet.NetworkProtocolNumber = ipv6.ProtocolNumber
+		}
+		o.join.Enqueue(packet)
 		packet.DecRef()
+	}
+	// One call lets go of one packet of each of its eight buckets, which hold up to eight.
+	for range min(len(packets), joinedInBucket) {
+		o.join.Flush()
 	}
 	return len(packets), nil
 }
+
+const joinedInBucket = 8
+
+// inbound is where joined packets go.
+type inbound struct{ link *channel.Endpoint }
+
+func (i inbound) DeliverNetworkPacket(protocol tcpip.NetworkProtocolNumber, packet *stack.PacketBuffer) {
+	i.link.InjectInbound(protocol, packet)
+}
+
+// DeliverLinkPacket is for packets with a link-layer header, of which there are none.
+func (i inbound) DeliverLinkPacket(tcpip.NetworkProtocolNumber, *stack.PacketBuffer) {}
 
 // Close ends the link and every connection of the stack.
 func (o *overlay) Close() error {
@@ -243,4 +279,4 @@ func (o *overlay) File() *os.File           { return nil }
 func (o *overlay) MTU() (int, error)        { return o.mtu, nil }
 func (o *overlay) Name() (string, error)    { return "netstack", nil }
 func (o *overlay) Events() <-chan tun.Event { return o.events }
-func (o *overlay) BatchSize() int           { return 1 }
+func (o *overlay) BatchSize() int           { return packetBatch }

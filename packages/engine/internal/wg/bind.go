@@ -2,25 +2,21 @@
 package wg
 
 import (
-	"errors"
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 
-	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 )
 
 const socketBuffer = 4 << 20
 
-// Bind is one UDP socket that receives one packet at a time, and sends at once what it is given at once.
-// wireguard-go's own bind keeps 128 buffers of 64 KiB for each address family and device, 16 MiB for an
-// agent that mostly waits.
+// Bind is one UDP socket that receives and sends at once what comes at once. wireguard-go's own bind has a device keep
+// 128 buffers of 64 KiB for each address family and direction, 16 MiB for an agent that mostly waits.
 type Bind struct {
 	mu     sync.Mutex
 	socket *net.UDPConn
-	single atomic.Bool // the kernel or the way out does not split datagrams
+	trains *Trains
 }
 
 // NewBind returns a bind that opens its socket when the device comes up.
@@ -53,15 +49,14 @@ func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	// retransmission. The kernel grants what its net.core.rmem_max allows.
 	_ = socket.SetReadBuffer(socketBuffer)
 	_ = socket.SetWriteBuffer(socketBuffer)
-	b.socket = socket
+	trains, err := NewTrains(socket)
+	if err != nil {
+		_ = socket.Close()
+		return nil, 0, err
+	}
+	b.socket, b.trains = socket, trains
 	receive := func(packets [][]byte, sizes []int, endpoints []conn.Endpoint) (int, error) {
-		size, from, err := socket.ReadFromUDPAddrPort(packets[0])
-		if err != nil {
-			return 0, err
-		}
-		sizes[0] = size
-		endpoints[0] = endpoint{netip.AddrPortFrom(from.Addr().Unmap(), from.Port())}
-		return 1, nil
+		return trains.Receive(packets, sizes, endpoints, func(from netip.AddrPort, _ []byte) conn.Endpoint { return endpoint{from} })
 	}
 	return []conn.ReceiveFunc{receive}, uint16(socket.LocalAddr().(*net.UDPAddr).Port), nil
 }
@@ -69,38 +64,16 @@ func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 // Send implements conn.Bind.
 func (b *Bind) Send(packets [][]byte, to conn.Endpoint) error {
 	b.mu.Lock()
-	socket := b.socket
+	trains := b.trains
 	b.mu.Unlock()
-	if socket == nil {
+	if trains == nil {
 		return net.ErrClosed
 	}
 	destination, ok := to.(endpoint)
 	if !ok {
 		return conn.ErrWrongEndpointType
 	}
-	for len(packets) > 0 {
-		train := 1
-		if !b.single.Load() {
-			train = trainOf(packets)
-		}
-		if train > 1 {
-			err := sendTrain(socket, packets[:train], destination.AddrPort)
-			if err == nil {
-				packets = packets[train:]
-				continue
-			}
-			if !errors.Is(err, unix.EMSGSIZE) && !errors.Is(err, unix.EINVAL) {
-				b.single.Store(true) // for good: it is not the size of these that is in the way
-			}
-		}
-		for _, packet := range packets[:train] {
-			if _, err := socket.WriteToUDPAddrPort(packet, destination.AddrPort); err != nil {
-				return err
-			}
-		}
-		packets = packets[train:]
-	}
-	return nil
+	return trains.Send(packets, destination.AddrPort, nil)
 }
 
 // Close implements conn.Bind.
@@ -111,7 +84,7 @@ func (b *Bind) Close() error {
 		return nil
 	}
 	err := b.socket.Close()
-	b.socket = nil
+	b.socket, b.trains = nil, nil
 	return err
 }
 
@@ -127,5 +100,5 @@ func (b *Bind) ParseEndpoint(text string) (conn.Endpoint, error) {
 	return endpoint{address}, nil
 }
 
-// BatchSize implements conn.Bind.
+// BatchSize implements conn.Bind: the device below decides, whose packets these are.
 func (b *Bind) BatchSize() int { return 1 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/conn"
 )
 
 // packet has a size and content of its own.
@@ -55,7 +56,7 @@ func TestWhatIsSentAtOnceArrivesAsItWasInItsOrder(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer sender.Close()
-				sender.single.Store(single)
+				sender.trains.single.Store(single)
 				to, err := sender.ParseEndpoint(receiver.LocalAddr().String())
 				if err != nil {
 					t.Fatal(err)
@@ -75,7 +76,7 @@ func TestWhatIsSentAtOnceArrivesAsItWasInItsOrder(t *testing.T) {
 						t.Fatalf("packet %d: %d bytes of %d, %v", number, size, len(sent), err)
 					}
 				}
-				if sender.single.Load() != single {
+				if sender.trains.single.Load() != single {
 					t.Error("trains were given up")
 				}
 			})
@@ -106,7 +107,7 @@ func TestWhatTheKernelDoesNotSplitIsSentOneByOne(t *testing.T) {
 	if err := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_NO_CHECK, 1) }); err != nil {
 		t.Fatal(err)
 	}
-	if err := sendTrain(sender.socket, [][]byte{{1}, {2}}, to.(endpoint).AddrPort); err == nil {
+	if err := sender.trains.sendTrain([][]byte{{1}, {2}}, to.(endpoint).AddrPort, nil); err == nil {
 		t.Fatal("it does")
 	}
 	if err := sender.Send([][]byte{{1}, {2}, {3}, {}, {}}, to); err != nil {
@@ -118,5 +119,64 @@ func TestWhatTheKernelDoesNotSplitIsSentOneByOne(t *testing.T) {
 		if size, _, err := receiver.ReadFrom(received); err != nil || !bytes.Equal(received[:size], sent) {
 			t.Fatal(received[:size], err)
 		}
+	}
+}
+
+func TestWhatArrivesAtOnceIsReceivedAsItWasSentAndFromWhom(t *testing.T) {
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		t.Run(host, func(t *testing.T) {
+			receiver := NewBind()
+			receivers, port, err := receiver.Open(0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer receiver.Close()
+			to, err := receiver.ParseEndpoint(net.JoinHostPort(host, fmt.Sprint(port)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			sizes := slices.Concat(slices.Repeat([]int{1452}, 100), []int{60, 60, 1452, 700, 1452, 1452, 32, 1, 60000, 60000, 2})
+			sent := map[string][][]byte{}
+			for number := range 2 {
+				sender := NewBind()
+				_, from, err := sender.Open(0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer sender.Close()
+				var packets [][]byte
+				for n, size := range sizes {
+					packets = append(packets, packet(number*len(sizes)+n, size))
+				}
+				if err := sender.Send(packets, to); err != nil {
+					t.Fatal(err)
+				}
+				sent[net.JoinHostPort(host, fmt.Sprint(from))] = packets
+			}
+			// Fewer at once than a train has.
+			buffers, got, from := make([][]byte, 7), make([]int, 7), make([]conn.Endpoint, 7)
+			for n := range buffers {
+				buffers[n] = make([]byte, 65535)
+			}
+			longest := 0
+			for left := 2 * len(sizes); left > 0; {
+				n, err := receivers[0](buffers, got, from)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i := range n {
+					expected := sent[from[i].DstToString()]
+					if len(expected) == 0 || !bytes.Equal(buffers[i][:got[i]], expected[0]) {
+						t.Fatalf("%d bytes from %s, %d before the last", got[i], from[i].DstToString(), left)
+					}
+					sent[from[i].DstToString()] = expected[1:]
+				}
+				left -= n
+				longest = max(longest, n)
+			}
+			if longest < len(buffers) {
+				t.Errorf("at most %d came at once", longest)
+			}
+		})
 	}
 }
