@@ -29,6 +29,8 @@ func newHTTPProxy(p *proxy) *httpProxy {
 	h.forward = &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.Host = r.In.Host
+			// Who sends its last request leaves nothing at the service either.
+			r.Out.Close = r.In.Close
 			// ReverseProxy takes these away; they are the client's own words and pass as they are.
 			for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
 				if values, ok := r.In.Header[name]; ok {

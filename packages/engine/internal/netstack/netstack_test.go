@@ -187,6 +187,25 @@ func waitFor(t *testing.T, what string, condition func() bool) {
 	}
 }
 
+func TestConnectionToTheServiceEndsWithTheClientsWhenItSaysSo(t *testing.T) {
+	w := newWorld(t)
+	w.serveHTTP(t, 80, func(rw http.ResponseWriter, r *http.Request) { _, _ = fmt.Fprint(rw, r.Close) })
+	address := w.put(t)
+	last, more := throughProxy(address, "agent:s3cret"), throughProxy(address, "agent:s3cret")
+	more.Transport.(*http.Transport).DisableKeepAlives = false
+	defer more.CloseIdleConnections()
+	for client, wanted := range map[*http.Client]string{last: "true", more: "false"} {
+		answer, err := client.Get("http://tools.lattice/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if told, _ := io.ReadAll(answer.Body); string(told) != wanted {
+			t.Errorf("the service was told to close: %s, not %s", told, wanted)
+		}
+		_ = answer.Body.Close()
+	}
+}
+
 func TestHTTPThroughTheTunnelComesFromTheOverlayAddress(t *testing.T) {
 	eachKind(t, func(t *testing.T, w *world) {
 		w.serveHTTP(t, 80, func(rw http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(rw, r.RemoteAddr) })
