@@ -16,12 +16,16 @@ LAUNCHERS = {
     "lattice-k8s": ("lattice_k8s_job", "from lattice_k8s_job.main import main"),
     "lattice": ("lattice_sdk", "from lattice_sdk.cli import main"),
 }
-# A wheel for another Python or processor fails here and not in a cluster.
+# A wheel for another Python or processor, and a base without a library that one needs, fail here
+# and not in a cluster.
 TRIED = (
     "cryptography.hazmat.bindings._rust",
     "pydantic_core",
     "lattice_sdk.agent",
     "lattice_engine",
+    "lattice_k8s_job.roles",
+    "greenlet",
+    "lattice_server.app",
 )
 # Isolated: neither the environment nor the working directory says what is imported.
 LAUNCHER = """\
@@ -77,7 +81,8 @@ def main() -> None:
     shutil.copy(context / "sbom.spdx.json", target)
     compileall.compile_dir(library, quiet=2, workers=1)
     modes(target)
-    code = f"import sys; sys.path.insert(0, {str(library)!r}); import {', '.join(TRIED)}"
+    tried = [name for name in TRIED if (library / name.partition(".")[0]).is_dir()]
+    code = f"import sys; sys.path.insert(0, {str(library)!r}); import {', '.join(tried)}"
     subprocess.run([sys.executable, "-I", "-c", code], check=True)
 
 
