@@ -16,7 +16,7 @@ from lattice_sdk.testing.tools import ToolService
 from lattice_sdk.testing.world import World as PodWorld
 from lattice_sdk.testing.world import start_world
 from lattice_server.fabric import Fabric
-from support.node import NODE_IP, Node, start_node
+from support.node import NODE_IP, Node, left
 
 SHORT_LIVES = {"gateway_wait": 10, "delete_wait": 5}
 
@@ -104,9 +104,10 @@ def broken_world(make_world: Callable[..., Any]) -> Iterator[World]:
 
 @pytest.fixture(scope="session")
 def node() -> Iterator[Node]:
-    """A node that runs pods."""
-    with start_node() as node:
+    """A node that runs pods, and leaves nothing."""
+    with Node() as node:
         yield node
+    assert left() == []
 
 
 @pytest.fixture(scope="session")

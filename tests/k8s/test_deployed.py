@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
 import ipaddress
 import json
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +21,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from lattice_k8s_job.inject import Options, inject
+from support.escaping import neighbour, try_to_escape
 from support.images import server_image
+from support.networkpolicy import enforced
 from support.node import NODE_IP, Node
 from support.pods import Pod
 from support.waiting import wait_for
 
-pytestmark = [pytest.mark.pods, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.pods, pytest.mark.slow, pytest.mark.timeout(240, func_only=True)]
 
 DEPLOY = Path(__file__).parent.parent.parent / "packages" / "k8s-job" / "deploy"
 SERVER = "lattice-server.lattice-system.svc"
@@ -85,31 +87,50 @@ def certificate() -> dict[str, str]:
 ADDRESSES = [*ipaddress.ip_network(f"{NODE_IP}/24", strict=False).hosts()]
 
 
+KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def cluster_keys() -> str:
+    """What ``kubectl get --raw /openid/v1/jwks`` tells of a cluster that signs with ``KEY``."""
+    key = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(KEY.public_key()))
+    return json.dumps({"keys": [key | {"kid": "cluster", "alg": "RS256", "use": "sig"}]})
+
+
 class Deployment:
     """What the deployment serves.
 
     Attributes:
+        pods: of server and gateway.
         hosts: names of its Services.
         authority: certificate of the server.
     """
 
     def __init__(self, server: Pod, authority: str) -> None:
         self.server, self.authority = server, authority
+        self.pods = [server]
         self.hosts = {SERVER: server.ip}
         program = "print(open('/var/lib/lattice/admin.token').read())"
         self.admin = server.execute("server", "python3", "-c", program).strip()
-        self._directory = server.volume("tls")
+
+    def client(self) -> httpx.Client:
+        """To the server, which is who its certificate says."""
+        return httpx.Client(
+            base_url=f"https://{self.server.ip}:{PORT}",
+            verify=ssl.create_default_context(cadata=self.authority),
+        )
 
     def request(self, method: str, path: str, body: Any = None) -> Any:
-        answer = httpx.request(
-            method,
-            f"https://{self.server.ip}:{PORT}{path}",
-            json=body,
-            headers={"Authorization": f"Bearer {self.admin}"},
-            verify=str(self._directory / "ca.crt"),
-        )
+        with self.client() as http:
+            answer = http.request(
+                method, path, json=body, headers={"Authorization": f"Bearer {self.admin}"}
+            )
         assert answer.is_success, answer.text
         return answer.json() if answer.content else None
+
+    def peers(self, pod: Pod) -> list[dict[str, Any]]:
+        """The identities of a pod."""
+        page = self.request("GET", "/api/v1/peers?workspaceId=agents&limit=500")
+        return [peer for peer in page["items"] if peer["name"] == pod.name]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +138,9 @@ def deployment(node: Node) -> Iterator[Deployment]:
     image = server_image(node.podman)
     tls = certificate()
     secrets = {"lattice-server-tls": tls}
-    with Pod(node, stateful_set("server", image), secrets=secrets) as server:
+    keys = {"lattice-cluster-keys": {"cluster-keys.json": cluster_keys()}}
+    manifest = stateful_set("server", image)
+    with Pod(node, manifest, secrets=secrets, config_maps=keys) as server:
         server.start()
         deployed = wait_for("the admin token", lambda: _deployed(server, tls["ca.crt"]), 60)
         token = deployed.request("POST", "/api/v1/tokens", {"kind": "gateway"})["token"]
@@ -126,13 +149,12 @@ def deployment(node: Node) -> Iterator[Deployment]:
         with Pod(node, manifest, secrets=secrets, hosts=deployed.hosts) as gateway:
             gateway.start()
             deployed.hosts[GATEWAY] = gateway.ip
+            deployed.pods.append(gateway)
 
             def in_step() -> bool:
                 assert gateway.running("gateway"), gateway.logs("gateway")
-                return httpx.get(
-                    f"https://{server.ip}:{PORT}/readyz",
-                    verify=str(server.volume("tls") / "ca.crt"),
-                ).is_success
+                with deployed.client() as http:
+                    return http.get("/readyz").is_success
 
             wait_for("the gateway to be in step", in_step, 60)
             deployed.request("POST", "/api/v1/workspaces", {"workspaceId": "agents"})
@@ -147,12 +169,15 @@ def _deployed(server: Pod, authority: str) -> Deployment | None:
         return None
 
 
-def job(node: Node, deployed: Deployment, secrets: dict[str, Any], **options: Any) -> Pod:
-    """A Job's pod whose agent visits itself by a name that nobody has."""
+def job(
+    node: Node, deployed: Deployment, secrets: dict[str, Any], rounds: int = 1, **options: Any
+) -> Pod:
+    """A Job's pod whose agent visits a name that nobody has."""
+    environment = {"VISIT": "http://nobody.example/", "ROUNDS": str(rounds), "PAUSE": "0.2"}
     agent = {
         "name": "agent",
         "image": node.images.agent,
-        "env": [{"name": "VISIT", "value": "http://nobody.example/"}],
+        "env": [{"name": name, "value": value} for name, value in environment.items()],
     }
     manifest = {
         "apiVersion": "batch/v1",
@@ -173,9 +198,6 @@ def job(node: Node, deployed: Deployment, secrets: dict[str, Any], **options: An
     )
 
 
-KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-
-
 def service_account(audience: str) -> str:
     """What the kubelet mounts: a token of the pod's service account for an audience."""
     now = int(time.time())
@@ -191,23 +213,16 @@ def service_account(audience: str) -> str:
     return jwt.encode(claims, KEY, algorithm="RS256", headers={"kid": "cluster"})
 
 
-def uint(number: int) -> str:
-    raw = number.to_bytes((number.bit_length() + 7) // 8, "big")
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
-
-
 def runs_under_an_identity(deployed: Deployment, pod: Pod) -> None:
     pod.start()
-    peers = deployed.request("GET", "/api/v1/peers?workspaceId=agents")["items"]
-    (peer,) = [one for one in peers if one["name"] == pod.name]
+    assert len(deployed.peers(pod)) == 1
     wait_for("the agent to end", lambda: not pod.running("agent"), 60)
     assert pod.wait() == "Succeeded"
     # The gateway's pod carries the tunnel: it was proven, and refuses in the preset's name.
     (told,) = pod.told()
     assert told["status"] == 403
     assert "sandboxed" in told["answer"]
-    peers = deployed.request("GET", "/api/v1/peers?workspaceId=agents")["items"]
-    assert peer["peerId"] not in {one["peerId"] for one in peers}
+    assert deployed.peers(pod) == []
 
 
 def test_job_runs_against_the_deployment(node: Node, deployment: Deployment) -> None:
@@ -217,20 +232,39 @@ def test_job_runs_against_the_deployment(node: Node, deployment: Deployment) -> 
         runs_under_an_identity(deployment, pod)
 
 
+def test_network_policy_leaves_an_agent_of_mode_proxy_only_the_tunnel(
+    node: Node, deployment: Deployment
+) -> None:
+    policy = yaml.safe_load((DEPLOY / "agents" / "networkpolicy.yaml").read_text())
+    body = {"kind": "workspace", "workspaceId": "agents"}
+    secrets = {"lattice-token": deployment.request("POST", "/api/v1/tokens", body)}
+    with job(node, deployment, secrets, rounds=600) as pod, neighbour() as ports:
+        pod.create()
+        with enforced(policy, pod, deployment.pods):
+            pod.start()
+            wait_for("the agent to be refused by the gateway", pod.told, 30)
+            (peer,) = deployment.peers(pod)
+            found = try_to_escape(pod, ports, deployment.server)
+            ways = {"TCP to the node", "UDP to the node", "TCP bound to eth0", "TCP to another pod"}
+            assert ways <= found.keys()
+            assert not [name for name in ways if found[name] == "True"], found
+            # The tunnel is there as before, and so is the way to give it back.
+            count = len(pod.told())
+            wait_for("visits after all", lambda: len(pod.told()) > count, 30)
+            assert {told["status"] for told in pod.told()} == {403}
+            pod.delete(grace=1)
+            wait_for("the identity to be gone", lambda: not deployment.peers(pod))
+        assert peer["policyPreset"] == "sandboxed"
+
+
 def test_job_enrolls_by_its_service_account_and_no_secret_exists(
     node: Node, deployment: Deployment
 ) -> None:
-    numbers = KEY.public_key().public_numbers()
-    key = {"kty": "RSA", "kid": "cluster", "alg": "RS256", "use": "sig"}
-    keys = {"keys": [key | {"n": uint(numbers.n), "e": uint(numbers.e)}]}
-    file = deployment.server.volume("tmp") / "cluster-keys.json"
-    file.write_text(json.dumps(keys))
-    file.chmod(0o644)
     trust = {
         "workspaceId": "agents",
         "issuer": ISSUER,
         "audience": AUDIENCE,
-        "jwksUri": "file:///tmp/cluster-keys.json",
+        "jwksUri": "file:///etc/lattice/cluster-keys.json",
         "claims": {"sub": "system:serviceaccount:agents:*"},
     }
     deployment.request("POST", "/api/v1/trusts", trust)

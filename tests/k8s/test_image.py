@@ -11,7 +11,7 @@ from spdx_tools.spdx.validation.document_validator import validate_full_spdx_doc
 
 from support.node import Node
 
-pytestmark = [pytest.mark.pods, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.pods, pytest.mark.slow, pytest.mark.timeout(240, func_only=True)]
 
 LIST = """
 import json, os, sys

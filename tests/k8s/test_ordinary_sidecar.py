@@ -14,7 +14,7 @@ from support.node import Node
 from support.pods import Pod
 from support.waiting import wait_for
 
-pytestmark = [pytest.mark.pods, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.pods, pytest.mark.slow, pytest.mark.timeout(240, func_only=True)]
 
 SECOND = {"name": "second", "command": ["/usr/bin/python3", "-c", "import time; time.sleep(6)"]}
 

@@ -20,8 +20,9 @@ ROOT = Path(__file__).parent.parent.parent
 BUILD = ROOT / ".build" / "pods"
 IMAGE = ROOT / "packages" / "k8s-job" / "image"
 AGENT = Path(__file__).parent / "podagent.py"
-# Python, its standard library and what that needs; no shell, no package manager.
-DEBIAN_PACKAGES = ("python3-minimal", "libpython3-stdlib", "base-files", "netbase")
+# Python, its standard library and what that needs, and the C++ library that the server's greenlet
+# wants; no shell, no package manager.
+DEBIAN_PACKAGES = ("python3-minimal", "libpython3-stdlib", "base-files", "netbase", "libstdc++6")
 Podman = Callable[..., str]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import yaml
@@ -10,8 +11,10 @@ from lattice_k8s_job.inject import Options, inject
 from lattice_sdk.testing.world import World
 from support.node import Node
 from support.pods import Pod
+from support.waiting import wait_for
 
 GRANTED = "http://github-tools.lattice/"
+GONE_WITHIN = 2.0  # seconds, as the issue states it
 
 
 def job(
@@ -71,6 +74,12 @@ def peers_of(world: World, pod: Pod) -> list[dict[str, Any]]:
     """All identities that the pod has."""
     page = world.request("GET", f"/api/v1/peers?workspaceId={world.workspace}&limit=500")
     return [peer for peer in page["items"] if peer["name"] == pod.name]
+
+
+def expect_gone(world: World, peer: str, since: float) -> None:
+    """The stated bound, with ample slack: kubelet and podman take their time too."""
+    wait_for(f"{peer} to be gone", lambda: not world.knows(peer))
+    assert time.monotonic() - since < GONE_WITHIN + 3, "the identity lingers"
 
 
 def clients(pod: Pod) -> list[str]:

@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import itertools
 import os
+import re
+import shutil
 import subprocess
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from support.images import BUILD, Images, build
+from support.waiting import processes_mentioning
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000  # sched.h
 BRIDGE, NODE_IP, PREFIX = "lattice-pods", "10.244.77.1", 24
-# What this kind of machine wants of podman; see the issue that asks for these tests.
-CONTAINERS = """\
+# All that a node has but for its images. One on a machine at a time: bridge and addresses are too.
+HOME = Path("/run/test-pods")
+PATIENCE = 30.0  # seconds for another node of this machine to end
+# Programs that pods need, and the Debian packages that have them.
+PROGRAMS = {
+    "podman": "podman",
+    "runc": "runc",
+    "conmon": "conmon",
+    "catatonit": "catatonit",  # the first process of a pod
+    "mmdebstrap": "mmdebstrap",
+    "ip": "iproute2",
+    "nft": "nftables",  # plays the cluster's network
+    "nsenter": "util-linux",
+}
+# The first that works here: overlay does not on top of another overlay.
+DRIVERS = ("overlay", "vfs")
+# What this kind of machine wants of podman; see the issue that asks for these tests. The rest keeps
+# this node apart from what else podman runs here: locks, state and volumes are its own.
+CONTAINERS = f"""\
 [containers]
 default_ulimits = ["nofile=20000:20000", "nproc=4096:4096"]
 log_driver = "k8s-file"
@@ -27,17 +48,16 @@ log_driver = "k8s-file"
 runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "none"
-"""
-STORAGE = """\
-[storage]
-driver = "overlay"
-graphroot = "{graph}"
-runroot = "{run}"
+lock_type = "file"
+tmp_dir = "{HOME}/libpod"
+volume_path = "{HOME}/volumes"
+[network]
+network_config_dir = "{HOME}/networks"
 """
 
 
 class Node:
-    """Context manager of one node.
+    """Context manager of one node; needs root.
 
     Attributes:
         images: of the tests.
@@ -49,20 +69,21 @@ class Node:
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         self._addresses = itertools.count(10)
+        self.directory = HOME / "pods"
 
     def __enter__(self) -> Node:
+        _check_machine()
         with contextlib.ExitStack() as stack:
-            temporary = tempfile.TemporaryDirectory(prefix="lattice-node-")
-            self.directory = Path(stack.enter_context(temporary))
-            (self.directory / "containers.conf").write_text(CONTAINERS)
-            storage = STORAGE.format(graph=BUILD / "storage", run=self.directory / "run")
-            (self.directory / "storage.conf").write_text(storage)
+            stack.enter_context(_alone())
+            _clean()  # after one that was killed
+            stack.callback(_clean)
+            self.directory.mkdir(parents=True)
+            (HOME / "containers.conf").write_text(CONTAINERS)
+            _choose_storage()
             self.images = build(self.podman)
             _ip("link", "add", "name", BRIDGE, "type", "bridge")
-            stack.callback(_ip, "link", "del", BRIDGE)
             _ip("address", "add", f"{NODE_IP}/{PREFIX}", "dev", BRIDGE)
             _ip("link", "set", BRIDGE, "up")
-            stack.callback(self.podman, "pod", "rm", "--all", "--force", "--time", "0")
             self._stack = stack.pop_all()
         return self
 
@@ -71,25 +92,16 @@ class Node:
 
     def podman(self, *arguments: str, check: bool = True, **options: Any) -> str:
         """A podman command; its output."""
-        done = subprocess.run(
-            ["podman", *arguments],
-            env={
-                **os.environ,
-                "CONTAINERS_CONF": str(self.directory / "containers.conf"),
-                "CONTAINERS_STORAGE_CONF": str(self.directory / "storage.conf"),
-            },
-            capture_output=True,
-            text=True,
-            timeout=options.pop("timeout", 120),
-            check=False,
-            **options,
-        )
+        done = _podman(*arguments, **options)
         if check and done.returncode:
             raise AssertionError(f"podman {' '.join(arguments)}: {done.stderr[-2000:]}")
         return done.stdout
 
-    def connect(self, pid: int) -> str:
-        """Give the network namespace of a process an address in the pods' network."""
+    def connect(self, pid: int) -> tuple[str, str]:
+        """Give the network namespace of a process an address in the pods' network.
+
+        Returns it, and the name of the node's end.
+        """
         number = next(self._addresses)
         outside, address = f"lattice-pod{number}", f"10.244.77.{number}"
         _ip("link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
@@ -102,14 +114,7 @@ class Node:
             ("route", "add", "default", "via", NODE_IP),
         ):
             subprocess.run([*inside, *arguments], check=True, capture_output=True)
-        return address
-
-
-@contextlib.contextmanager
-def start_node() -> Iterator[Node]:
-    """A node until the end of the block; needs root."""
-    with Node() as node:
-        yield node
+        return address, outside
 
 
 def inside(pid: int, function: Callable[[], T]) -> T:
@@ -138,6 +143,100 @@ def inside(pid: int, function: Callable[[], T]) -> T:
     if failure:
         raise failure[0]
     return result[0]
+
+
+def _podman(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["podman", *arguments],
+        env={
+            **os.environ,
+            "CONTAINERS_CONF": str(HOME / "containers.conf"),
+            "CONTAINERS_STORAGE_CONF": str(HOME / "storage.conf"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=options.pop("timeout", 300),
+        check=False,
+        **options,
+    )
+
+
+def _check_machine() -> None:
+    path = f"{os.environ.get('PATH', '')}:/usr/libexec/podman:/usr/sbin:/sbin"
+    missing = [package for name, package in PROGRAMS.items() if not shutil.which(name, path=path)]
+    if missing:
+        raise AssertionError(
+            f"pods cannot run here: {', '.join(missing)} missing. On Debian: "
+            f"apt-get install --no-install-recommends {' '.join(missing)}"
+        )
+    if os.geteuid():
+        raise AssertionError("pods cannot run here: their network and volumes need root")
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    with HOME.with_suffix(".lock").open("w") as lock:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise AssertionError(
+                        "pods cannot run here now: other pod tests do, and their bridge "
+                        f"{BRIDGE} is one for the machine. Wait for them to end"
+                    ) from None
+                time.sleep(0.2)
+        yield
+
+
+def _choose_storage() -> None:
+    """Write the configuration of the storage, with a driver that works here."""
+    told = []
+    for driver in DRIVERS:
+        graph = BUILD / f"storage-{driver}"
+        graph.mkdir(parents=True, exist_ok=True)
+        (HOME / "storage.conf").write_text(
+            f'[storage]\ndriver = "{driver}"\ngraphroot = "{graph}"\nrunroot = "{HOME}/run"\n'
+        )
+        done = _podman("images", "--quiet")
+        if done.returncode == 0:
+            return
+        told.append(f"{driver}: {done.stderr.strip()[-500:]}")
+    raise AssertionError("podman can store images by none of its drivers here: " + "; ".join(told))
+
+
+def left() -> list[str]:
+    """What of a node is still on the machine; its images, in .build, may be."""
+    found = [str(path) for path in Path("/sys/class/net").glob("lattice-pod*")]
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    found += [mount for mount in mounts if mount.startswith((f"{HOME}/", f"{BUILD}/"))]
+    found += [command for _, command in processes_mentioning(str(HOME))]
+    return [*found, *(str(path) for path in HOME.glob("*"))]
+
+
+def _clean() -> None:
+    """Remove all that a node leaves: pods, mounts, bridge, files. Images stay in .build."""
+    places, graphs = [f"{HOME}/"], []
+    if (configuration := HOME / "storage.conf").exists():
+        _podman("pod", "rm", "--all", "--force", "--time", "0")
+        _podman("system", "prune", "--external", "--force")  # what a killed build left
+        graphs = re.findall('graphroot = "(.+)"', configuration.read_text())
+        places += graphs
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for mount in reversed(mounts):
+        if mount.startswith(tuple(places)):
+            subprocess.run(["umount", "--lazy", mount], check=True)
+    for group in Path("/sys/fs/cgroup").rglob("libpod_parent/**/conmon"):
+        with contextlib.suppress(OSError):  # another podman's, in use
+            group.rmdir()
+            group.parent.rmdir()
+    if Path("/sys/class/net", BRIDGE).exists():
+        _ip("link", "del", BRIDGE)
+    # With the images podman keeps what it knows of containers, and where all its directories were.
+    for path in (HOME, *(Path(graph) / "libpod" for graph in graphs)):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _ip(*arguments: str) -> None:

@@ -1,13 +1,16 @@
 """What the contract suite asks of an agent, asked of a pod.
 
 The work of the suite runs in the tests' process. Its sockets are made in the pod's network
-namespace, and it finds the tunnel by what the injected environment of the agent's container says.
+namespace, and it finds the tunnel as a program of the agent's container does: in mode proxy by the
+injected environment, in mode interface by the container's names and the kernel's routes.
 """
 
 from __future__ import annotations
 
 import json
 import socket
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -24,7 +27,7 @@ from support.node import inside
 from support.pods import Pod
 
 
-class PodAgent:
+class PodAgent(ABC):
     """The part of :class:`lattice_sdk.LatticeAgent` that the contract uses."""
 
     def __init__(self, pod: Pod, world: World) -> None:
@@ -49,6 +52,24 @@ class PodAgent:
         answer = self.pod.probe("/readyz")
         return str(answer.json()["state"]) if answer is not None else "unknown"
 
+    def http_client(self) -> httpx.Client:
+        return httpx.Client(
+            transport=self._transport(),
+            trust_env=False,
+            # The proxy keeps connections to services for the next request, longer than a test.
+            headers={"Connection": "close"},
+        )
+
+    @abstractmethod
+    def _transport(self) -> httpx.BaseTransport: ...
+
+    @abstractmethod
+    def connect(self, host: str, port: int, timeout: float = 30.0) -> socket.socket: ...
+
+
+class ProxyAgent(PodAgent):
+    """In mode proxy."""
+
     def proxy_env(self) -> dict[str, str]:
         return {
             name: value
@@ -56,13 +77,9 @@ class PodAgent:
             if name.upper().endswith("_PROXY")
         }
 
-    def http_client(self) -> httpx.Client:
-        return httpx.Client(
-            transport=_FromInside(self.pod.infra_pid, self.proxy_env()["HTTP_PROXY"]),
-            trust_env=False,
-            # The proxy keeps connections to services for the next request, longer than a test.
-            headers={"Connection": "close"},
-        )
+    def _transport(self) -> httpx.BaseTransport:
+        inner = httpx.HTTPTransport(proxy=self.proxy_env()["HTTP_PROXY"])
+        return _FromInside(self.pod.infra_pid, inner)
 
     def connect(self, host: str, port: int, timeout: float = 30.0) -> socket.socket:
         url = httpx.URL(self.proxy_env()["HTTP_PROXY"])
@@ -86,11 +103,52 @@ class PodAgent:
             raise
 
 
+# What any program of the container finds for a name.
+RESOLVE = "import socket, sys; print(socket.gethostbyname(sys.argv[1]))"
+
+
+class InterfaceAgent(PodAgent):
+    """In mode interface: plain sockets, which are refused by the kernel, without a sentence."""
+
+    def _transport(self) -> httpx.BaseTransport:
+        return _FromInside(self.pod.infra_pid, httpx.HTTPTransport(), self._resolve)
+
+    def connect(self, host: str, port: int, timeout: float = 30.0) -> socket.socket:
+        try:
+            address = self._resolve(host)
+            stream = inside(
+                self.pod.infra_pid, lambda: socket.create_connection((address, port), timeout)
+            )
+        except OSError as error:
+            answer = self.pod.probe("/readyz")
+            told = answer.json() if answer is not None else {}
+            if told.get("state") == "expired":
+                raise IdentityExpired(told["detail"], peer_id=self.peer_id) from None
+            if isinstance(error, TimeoutError):
+                raise DestinationUnreachable(f"{host}:{port} does not answer") from None
+            raise Refused(f"{host}:{port} was refused: {error}", peer_id=self.peer_id) from None
+        stream.settimeout(None)
+        return stream
+
+    def _resolve(self, host: str) -> str:
+        command = ("/usr/bin/python3", "-c", RESOLVE, host)
+        found = self.pod.execute("agent", *command, check=False).strip()
+        if not found:
+            raise OSError(f"{host} has no address in the pod")
+        return found
+
+
 class _FromInside(httpx.BaseTransport):
-    def __init__(self, pid: int, proxy: str) -> None:
-        self._pid, self._inner = pid, httpx.HTTPTransport(proxy=proxy)
+    def __init__(
+        self,
+        pid: int,
+        inner: httpx.HTTPTransport,
+        resolve: Callable[[str], str] = lambda host: host,
+    ) -> None:
+        self._pid, self._inner, self._resolve = pid, inner, resolve
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        request.url = request.url.copy_with(host=self._resolve(request.url.host))
         return inside(self._pid, lambda: self._inner.handle_request(request))
 
     def close(self) -> None:

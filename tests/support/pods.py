@@ -46,7 +46,9 @@ class Pod:
     Attributes:
         name: of the pod.
         uid: of the pod.
-        ip: its address, once it was started.
+        labels: of the pod.
+        ip: its address, and
+        device: the node's end of its network, once it was started.
         restarts: of the sidecar.
     """
 
@@ -67,7 +69,8 @@ class Pod:
         self._services, self._service_account = hosts or {}, service_account
         self.name = f"{manifest['metadata']['name']}-{uuid.uuid4().hex[:5]}"
         self.uid = str(uuid.uuid4())
-        self.ip, self.restarts = "", 0
+        self.ip, self.device, self.restarts = "", "", 0
+        self.labels: dict[str, str] = (template.get("metadata") or {}).get("labels") or {}
         self.spec: Manifest = copy.deepcopy(template["spec"])
         self._volumes = node.directory / self.uid
         starters = self.spec.get("initContainers", [])
@@ -100,7 +103,8 @@ class Pod:
         Raises:
             InitError: an init container did.
         """
-        self._create()
+        if not self.ip:
+            self.create()
         specs = {one["name"]: one for one in self._containers()}
         for name in self.starters:
             self._start(name)
@@ -204,12 +208,13 @@ class Pod:
     def probe(self, path: str) -> httpx.Response | None:
         """The sidecar's answer to a probe of the kubelet's, which comes from the node."""
         try:
-            return httpx.get(f"http://{self.ip}:{self._health_port}{path}", timeout=5)
+            return httpx.get(f"http://{self.ip}:{self.health_port}{path}", timeout=5)
         except httpx.TransportError:
             return None
 
     @property
-    def _health_port(self) -> int:
+    def health_port(self) -> int:
+        """Of the sidecar's probes."""
         sidecar = next(one for one in self._containers() if "livenessProbe" in one)
         return int(sidecar["livenessProbe"]["httpGet"]["port"])
 
@@ -256,7 +261,8 @@ class Pod:
 
         wait_for(f"{container['name']} of {self.name} to start", ready, PATIENCE)
 
-    def _create(self) -> None:
+    def create(self) -> None:
+        """The pod with its network, and nothing that runs in it; :meth:`start` does it as well."""
         translated = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -282,7 +288,7 @@ class Pod:
         infra = self._podman("pod", "inspect", self.name, "--format", "{{.InfraContainerID}}")
         self._podman("start", infra.strip())
         self.infra_pid = int(self._podman("inspect", infra.strip(), "--format", "{{.State.Pid}}"))
-        self.ip = self._node.connect(self.infra_pid)
+        self.ip, self.device = self._node.connect(self.infra_pid)
 
     def _containers(self) -> list[Manifest]:
         return [*self.spec.get("initContainers", []), *self.spec["containers"]]
@@ -322,9 +328,11 @@ class Pod:
             secret = self._secrets[volume["secret"]["secretName"]]
             _fill(path, secret, volume["secret"].get("items"))
         elif "configMap" in volume:
-            _fill(
-                path, self._config_maps[volume["configMap"]["name"]], volume["configMap"]["items"]
-            )
+            wanted = volume["configMap"]
+            absent: Mapping[str, str] | None = {} if wanted.get("optional") else None
+            data = self._config_maps.get(wanted["name"], absent)
+            assert data is not None, f"there is no ConfigMap {wanted['name']}"
+            _fill(path, data, wanted.get("items"))
         elif "projected" in volume and self._service_account:
             (source,) = volume["projected"]["sources"]
             wanted = source["serviceAccountToken"]
