@@ -57,6 +57,8 @@ class AdapterContract(ExitContract):
     # Of lives that are waited for; longer where entering takes longer than in a process.
     short_ttl: ClassVar[str] = SHORT_TTL
     expiring_ttl: ClassVar[str] = "3s"
+    # What a refusal says: the preset, where anything but the kernel can tell.
+    refusal: ClassVar[str] = "sandboxed"
 
     # 1. Entering gives a live identity, whose address a granted service sees.
 
@@ -94,7 +96,7 @@ class AdapterContract(ExitContract):
     def test_what_is_not_granted_is_refused_at_once(
         self, lattice_world: World, target: str
     ) -> None:
-        """The refusal names the preset."""
+        """The refusal names the preset (or, see ``refusal``, says that it is one)."""
 
         def work(agent: LatticeAgent) -> tuple[str, float]:
             with contextlib.ExitStack() as stack:
@@ -119,7 +121,7 @@ class AdapterContract(ExitContract):
 
         refusal, took = self._run(lattice_world, work)
         assert refusal, f"{target} can be reached"
-        assert "sandboxed" in refusal
+        assert self.refusal in refusal
         assert took < REFUSED_WITHIN
 
     @invariant(2)
