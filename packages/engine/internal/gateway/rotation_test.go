@@ -206,12 +206,15 @@ func TestRoutesChangeWhileAKeyIsExchanged(t *testing.T) {
 		one := connector.body(60)
 		one["routes"] = []string{"10.96.200.7"}
 		g.patch(one)
-		drained(t, lost)
+		if _, err := agent.dial(at("10.96.200.8"), 443, 5*time.Second); !isRefused(err) {
+			t.Errorf("a route that has gone leads somewhere under the former key: %v", err)
+		}
 		if !kept() {
 			t.Error("a route that stays is lost under the former key")
 		}
 		connector.use(g, private)
 		connector.up()
+		drained(t, lost)
 		g.patch(connector.body(60))
 		if stream, err := agent.dial(at("10.96.200.8"), 443, 5*time.Second); err != nil {
 			t.Errorf("a route that comes leads nowhere under the new key: %v", err)
