@@ -25,6 +25,7 @@ from lattice_server.fabric import Fabric
 from support.truth import (
     BUILT_IN,
     PORTS,
+    REFUSALS,
     Agent,
     Flow,
     Model,
@@ -159,6 +160,19 @@ class PolicyMachine(RuleBasedStateMachine):
         self.delegate_to(parent, narrower[how % len(narrower)])
 
     @precondition(lambda self: self.model.living())
+    @rule(which=pick, how=pick)
+    def delegate_too_much(self, which: int, how: int) -> None:
+        living = self.model.living()
+        parent = living[which % len(living)]
+        known = BUILT_IN | self.model.presets.get(parent.workspace, {})
+        wider = sorted(known.keys() - self.narrower(parent))
+        if wider and len(list(parent.line())) < 3:
+            body = {"subAgentName": "sub", "policyPreset": wider[how % len(wider)]}
+            path = f"/api/v1/agents/{parent.peer}/delegate"
+            answer = self.truth.tunnels.call("POST", path, parent.token, body)
+            assert answer.status_code == 403, f"more than {parent.preset} has was delegated: {body}"
+
+    @precondition(lambda self: self.model.living())
     @rule(which=pick, rotate=st.booleans())
     def renew(self, which: int, rotate: bool) -> None:
         living = self.model.living()
@@ -204,16 +218,18 @@ class PolicyMachine(RuleBasedStateMachine):
         expected = [self.model.allows(flow) for flow in flows]
         seen = self.truth.pool.map(passes, flows, expected)
         for flow, may, real in zip(flows, expected, seen, strict=True):
-            assert real == may, f"{flow}: {'passes' if real else 'refused'}"
+            said = REFUSALS.get(flow, "") if may else ""
+            assert real == may, f"{flow}: {'passes' if real else 'refused'} {said}"
         self.dead += [agent.peer for agent in ended]
         self.look_at_held(flows)
 
     def look_at_held(self, flows: list[Flow]) -> None:
         """Connections that were made before the step live exactly if they still may."""
         kept = []
-        for flow, stream in self.held:
-            may = self.model.allows(flow)
-            real = alive(stream, 10 if may else 0.4)
+        expected = [self.model.allows(flow) for flow, _ in self.held]
+        streams = [stream for _, stream in self.held]
+        lives = self.truth.pool.map(alive, streams, [10 if may else 0.25 for may in expected])
+        for (flow, stream), may, real in zip(self.held, expected, lives, strict=True):
             assert real == may, f"{flow}: the connection {'goes on' if real else 'broke'}"
             if may:
                 kept.append((flow, stream))
@@ -322,16 +338,18 @@ class PolicyMachine(RuleBasedStateMachine):
             del body["allow"]
         path = f"/api/v1/agents/{parent.peer}/delegate"
         answer = self.truth.tunnels.call("POST", path, parent.token, body)
-        assert answer.status_code == 201, (parent.preset, preset, allow, answer.text)
+        denied = f"{preset} {allow} was not delegated by {parent.preset}: {answer.text}"
+        assert answer.status_code == 201, denied
         self.agent(parent.workspace, answer.json()["enrollmentToken"], preset, allow, {}, parent)
 
     def children(self, parent: Agent) -> list[str]:
-        """Presets that may be delegated, by the words."""
-        depth, above = 1, parent
-        while above.parent is not None:
-            depth, above = depth + 1, above.parent
-        if depth > 2 or len(self.model.living()) >= 7:
+        """Presets that may be delegated, while the line and the examples are not too long."""
+        if len(list(parent.line())) > 2 or len(self.model.living()) >= 7:
             return []
+        return self.narrower(parent)
+
+    def narrower(self, parent: Agent) -> list[str]:
+        """Presets that are within the parent's, by the words."""
         egress, ingress = self.model.words(parent)
         known = BUILT_IN | self.model.presets.get(parent.workspace, {})
         if parent.preset not in known:
