@@ -39,7 +39,7 @@ test-contract: environments ## a lane of test: the contract, then AutoGen's gene
 			$$(ls tests/*/test_autogen_$${extra}*.py 2>/dev/null) || exit 1; \
 	done
 
-test-whole: setup ## a lane of test: everything together, and attacks
+test-whole: environments ## a lane of test: everything together, and attacks
 	$(BIN)/pytest -m 'not pods' --ignore=tests/contract tests
 
 test-packages: setup ## a lane of test: each package

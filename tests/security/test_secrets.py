@@ -54,9 +54,11 @@ def use(life: Life, fabric: Fabric, tap: Tap) -> None:
     life.tokens["by hand"] = by_hand["enrollmentToken"]
     life.server_keys.append(PRIVATE.findall(by_hand["wireguardConfig"])[0])
     settings: dict[str, Any] = {"server": tap.url, "token": tenant.token["token"]}
-    with LatticeAgent(**settings, agent_name="sdk") as agent:
+    with LatticeAgent(**settings, agent_name="sdk", rotate_keys=True) as agent:
         life.agent_keys.append(config_key(agent))
         agent.renew()
+        assert config_key(agent) not in life.agent_keys
+        life.agent_keys.append(config_key(agent))
         helper = agent.delegate_sync("helper")
         life.tokens["sdk's delegation"] = helper.token.get_secret_value()
         with LatticeAgent(**helper.settings()) as child:

@@ -67,6 +67,11 @@ def test_renewal_rotates_the_key(
     answer = plane.call("POST", path, one["enrollmentToken"], json={"publicKey": fresh})
     assert answer.status_code == 200
     assert gateway.peers[one["peerId"]]["publicKey"] == fresh
+    # Asked again, as by a client whose answer was lost.
+    assert plane.call("POST", path, one["enrollmentToken"], json={"publicKey": fresh}).is_success
+    first, again = plane.events("renewed")
+    assert "keyChanged" not in again["data"]
+    assert first["data"]["keyChanged"] is True
 
 
 def test_failed_renewal_takes_the_new_key_back(

@@ -247,8 +247,9 @@ async def renew(
         await store(tx, peer, before)
         if peer.expires_at < before.expires_at:
             await delegation.shorten_descendants(control, tx, peer)
+        changed = {"keyChanged": True} if key != before.public_key else {}
         await control.events.append(
-            tx, [peer_event("renewed", now, peer, expiresAt=rfc3339(peer.expires_at))]
+            tx, [peer_event("renewed", now, peer, expiresAt=rfc3339(peer.expires_at), **changed)]
         )
         done = await publish(control, tx, peer, before)
     await wait_or_undo(control, done, None)
