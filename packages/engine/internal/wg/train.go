@@ -35,6 +35,9 @@ type Trains struct {
 	rest   []byte
 	size   int // of each datagram of the train, but for the last
 	from   conn.Endpoint
+
+	name    unix.RawSockaddrInet6 // which a sockaddr_in fits into
+	control [controlSize]byte
 }
 
 // Buffers of trains are held only while something is in them: most sockets mostly wait.
@@ -169,17 +172,28 @@ func (t *Trains) Receive(packets [][]byte, sizes []int, endpoints []conn.Endpoin
 // read takes one train.
 func (t *Trains) read(fd int, endpoint func(netip.AddrPort, []byte) conn.Endpoint) error {
 	buffer := trainBuffers.Get().(*[trainBuffer]byte)
-	var control [controlSize]byte
-	size, controlled, _, from, err := unix.Recvmsg(fd, buffer[:], control[:], 0)
-	if err != nil || size == 0 {
+	// By hand, because unix.Recvmsg asks for the socket's protocol each time, by another call of the kernel.
+	var header unix.Msghdr
+	part := unix.Iovec{Base: &buffer[0]}
+	part.SetLen(len(buffer))
+	header.Name, header.Namelen = (*byte)(unsafe.Pointer(&t.name)), uint32(unsafe.Sizeof(t.name))
+	header.Iov, header.Control = &part, &t.control[0]
+	header.SetIovlen(1)
+	header.SetControllen(len(t.control))
+	size, _, failure := unix.Syscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&header)), 0)
+	if failure != 0 || size == 0 {
 		trainBuffers.Put(buffer)
-		return err
+		if failure != 0 {
+			return failure
+		}
+		return nil
 	}
-	t.buffer, t.rest, t.size = buffer, buffer[:size], size
-	if joined := joinedSize(control[:controlled]); joined > 0 {
+	control := t.control[:header.Controllen]
+	t.buffer, t.rest, t.size = buffer, buffer[:size], int(size)
+	if joined := joinedSize(control); joined > 0 {
 		t.size = joined
 	}
-	t.from = endpoint(addressOf(from), control[:controlled])
+	t.from = endpoint(addressOf(&t.name), control)
 	return nil
 }
 
@@ -212,16 +226,19 @@ func joinedSize(control []byte) int {
 	return 0
 }
 
-func addressOf(from unix.Sockaddr) netip.AddrPort {
-	switch from := from.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(from.Addr), uint16(from.Port))
-	case *unix.SockaddrInet6:
-		address := netip.AddrFrom16(from.Addr).Unmap()
-		if from.ZoneId != 0 && address.Is6() {
-			address = address.WithZone(strconv.FormatUint(uint64(from.ZoneId), 10))
-		}
-		return netip.AddrPortFrom(address, uint16(from.Port))
+// addressOf is the address in what the kernel has written for a socket of either family.
+func addressOf(name *unix.RawSockaddrInet6) netip.AddrPort {
+	if name.Family == unix.AF_INET {
+		four := (*unix.RawSockaddrInet4)(unsafe.Pointer(name))
+		return netip.AddrPortFrom(netip.AddrFrom4(four.Addr), inNetworkOrder(&four.Port))
 	}
-	return netip.AddrPort{}
+	address := netip.AddrFrom16(name.Addr).Unmap()
+	if name.Scope_id != 0 && address.Is6() {
+		address = address.WithZone(strconv.FormatUint(uint64(name.Scope_id), 10))
+	}
+	return netip.AddrPortFrom(address, inNetworkOrder(&name.Port))
+}
+
+func inNetworkOrder(port *uint16) uint16 {
+	return binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(port))[:])
 }
