@@ -22,6 +22,7 @@ from lattice_server.fabric import Fabric
 
 REQUEST = b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n"
 TTL = "4s"
+SILENCE = 0.5  # seconds without a chunk, of which one comes every 5 ms, that are the end
 SIZES = {"full": (100, 10, 25), "quick": (10, 10, 5), "tiny": (1, 1, 1)}
 LATE = (
     "what is late is who reads: the kernel has cut the flow, and its last bytes wait for a "
@@ -69,7 +70,7 @@ def spread(section: Section, name: str, seconds: list[float], limit: float | Non
 def download(agent: LatticeAgent, moved: Callable[[], None] | None = None) -> float:
     """Read until the connection is cut; the moment of its last byte on the monotonic clock."""
     with agent.connect("github-tools.lattice", 80) as stream:
-        stream.settimeout(20)
+        stream.settimeout(SILENCE)
         stream.sendall(REQUEST)
         last = 0.0
         with contextlib.suppress(OSError):
