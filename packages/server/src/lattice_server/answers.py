@@ -32,7 +32,7 @@ def identity_answer(
             address=peer.address,
             gateway_public_key=gateway.public_key,
             endpoint=gateway.endpoint,
-            routes=[str(settings.overlay), *beyond(settings, peer)],
+            routes=[settings.overlay_text, *beyond(settings, peer)],
             private_key=private_key,
         ),
         "expiresAt": rfc3339(peer.expires_at),

@@ -26,8 +26,8 @@ LETTERS: Final[dict[str, TokenKind]] = {
 }
 _LETTER_OF = {kind: letter for letter, kind in LETTERS.items()}
 TOKEN_BYTES: Final = 32
-# base32 in lower case: 80 random bits that are valid in a Kubernetes object name
-_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
+# In base32 in lower case, which is valid in a Kubernetes object name.
+ID_BYTES: Final = 10
 
 
 def new_token(kind: TokenKind) -> str:
@@ -47,7 +47,8 @@ def token_hash(token: str) -> str:
 
 def new_id(prefix: str) -> str:
     """A new identifier such as ``peer-4x2k…``: 80 random bits."""
-    return f"{prefix}-{''.join(secrets.choice(_ALPHABET) for _ in range(16))}"
+    text = base64.b32encode(secrets.token_bytes(ID_BYTES)).decode().lower()
+    return f"{prefix}-{text}"
 
 
 def new_key_pair() -> tuple[str, str]:

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
+from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network, ip_address
 
 from lattice_server.problems import ApiProblem
@@ -158,6 +159,7 @@ class FailureGuard:
             self._good.popitem(last=False)
 
 
+@lru_cache(maxsize=4096)
 def source_key(address: str) -> str:
     """What counts as one source: an IPv4 address, or the network of an IPv6 site."""
     try:

@@ -119,6 +119,8 @@ def _run(settings: ServerSettings, ready: Callable[[str], None]) -> None:
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
+    # Of no use in this format, and looked up for each line: the "Optimization" of Python's logging.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     for noisy in ("alembic", "aiosqlite", "uvicorn.error", "uvicorn.asgi", "websockets"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
     _check_exposure(settings)

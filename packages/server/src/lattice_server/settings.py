@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
@@ -124,7 +125,12 @@ class ServerSettings(BaseSettings):
         """The SQLAlchemy URL that is used."""
         return self.database or f"sqlite+aiosqlite:///{self.data_dir / 'lattice.db'}"
 
-    @property
+    @cached_property
     def gateway_address(self) -> str:
         """The gateway's overlay address: the first host of the overlay."""
         return str(self.overlay.network_address + 1)
+
+    @cached_property
+    def overlay_text(self) -> str:
+        """The overlay as each answer has it."""
+        return str(self.overlay)

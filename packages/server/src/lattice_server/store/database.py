@@ -102,6 +102,7 @@ class _InPlaceSqlite:
             connect_args={"check_same_thread": False},
         )
         event.listen(self._engine, "connect", _prepare_sqlite)
+        event.listen(self._engine, "connect", _prepare_for_much)
         memory = Memory()
         self._connections = [self._engine.connect(), self._engine.connect()]
         writing, looking = self._connections
@@ -147,6 +148,15 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     # A revocation that was answered must survive a power cut: https://www.sqlite.org/pragma.html#pragma_synchronous
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.close()
+
+
+def _prepare_for_much(connection: Any, _record: object) -> None:
+    # What a savepoint may have to put back goes to a file beyond 64 KiB, unless told not to.
+    connection.execute("PRAGMA temp_store = MEMORY")
+    # Identities are found by random keys. In KiB: the indexes of some ten thousand.
+    connection.execute("PRAGMA cache_size = -16384")
+    # In pages: what is changed again and again in between is written to its place once.
+    connection.execute("PRAGMA wal_autocheckpoint = 4000")
 
 
 def _begin_sqlite(connection: SyncConnection) -> None:

@@ -9,6 +9,7 @@ a group is committed as soon as nobody stands in line, and those who come meanwh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
@@ -37,8 +38,37 @@ class _Group:
 
     def __init__(self) -> None:
         self.members: list[Transaction] = []
+        self.told: list[asyncio.Future[None]] = []
         self.begun = time.monotonic()
         self.committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def join(self, transaction: Transaction) -> asyncio.Future[None]:
+        """Take a transaction in; what its writer waits for."""
+        self.members.append(transaction)
+        self.told.append(asyncio.get_running_loop().create_future())
+        return self.told[-1]
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Tell everybody what has become of it."""
+        for future in (self.committed, *self.told):
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+                future.exception()  # it may be that nobody is left to take it
+
+    async def outcome(self, told: asyncio.Future[None]) -> None:
+        """Wait for the commit, also when this task is cancelled meanwhile: then afterwards.
+
+        Whoever is told that a change failed takes back what belongs to it, such as an address; so
+        nobody is told so of a change that is written after all.
+        """
+        try:
+            await told
+        except asyncio.CancelledError:
+            await _uncancelled(self.committed)
 
     def full(self) -> bool:
         return len(self.members) >= MOST_MEMBERS or time.monotonic() - self.begun > LONGEST_SECONDS
@@ -85,10 +115,10 @@ class GroupWriter:
                 self._undo(group, error)
                 raise
             self._connection.say(f"RELEASE {SAVEPOINT}")
-            group.members.append(transaction)
+            told = group.join(transaction)
         finally:
             self._pass_on()
-        await _outcome(group.committed)
+        await group.outcome(told)
 
     async def flush(self) -> None:
         """Return once nothing is under way."""
@@ -171,35 +201,23 @@ class GroupWriter:
             for member in group.members:
                 for callback in member.after_commit:
                     callback()
-            group.committed.set_result(None)
+            group.end()
         finally:
             self._turn.release()
 
     def _fail(self, group: _Group, error: BaseException) -> None:
         self._group = None
         self._connection.memory.settled()
-        group.committed.set_exception(error)
-        group.committed.exception()  # it may be that no member is left to take it
+        group.end(error)
 
 
-async def _outcome(committed: asyncio.Future[None]) -> None:
-    """Wait for the commit, also when this task is cancelled meanwhile: then afterwards.
-
-    Whoever is told that a change failed takes back what belongs to it, such as an address; so
-    nobody is told so of a change that is written after all.
-    """
-    cancelled = False
+async def _uncancelled(committed: asyncio.Future[None]) -> None:
+    """Wait on, and have this task be cancelled when it is over."""
     while not committed.done():
-        try:
-            await asyncio.shield(committed)
-        except asyncio.CancelledError:
-            if committed.done():
-                break
-            cancelled = True
-        except BaseException:
-            break
-    committed.result()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([committed])
     task = asyncio.current_task()
-    if cancelled and task is not None:
+    if task is not None:
         task.uncancel()
         task.cancel()
+    committed.result()

@@ -46,7 +46,7 @@ class Compiled:
 
     def parameters(self, values: Values) -> list[Any]:
         """The parameters in their order."""
-        known = {**self._constants, **values}
+        known = {**self._constants, **values} if self._constants else values
         return [known[name] if write is None else write(known[name]) for name, write in self._into]
 
     def row(self, found: Sequence[Any]) -> Sequence[Any]:
