@@ -14,7 +14,7 @@ from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from lattice_server.store import schema
-from lattice_server.store.database import Database
+from lattice_server.store.database import BUSY_TIMEOUT_MS, Database
 from lattice_server.store.groups import GroupWriter
 from lattice_server.store.queries import services_of
 
@@ -182,6 +182,22 @@ async def test_writer_cancelled_in_line_leaves_the_line(database: Database, file
     assert keys(file) == {"fact", "later"}
 
 
+async def test_commit_that_was_left_to_one_who_is_cancelled_is_not_forgotten(
+    database: Database, file: Path
+) -> None:
+    async def first() -> None:
+        async with database.write() as tx:
+            await tx.connection.execute(insert(FACTS).values(key="fact", value="x"))
+            last.cancel()  # it stands in line, and will not know of this before it is its turn
+
+    async with database.write():
+        going = asyncio.create_task(first())
+        last = asyncio.create_task(put(database, "never"))
+        await asyncio.sleep(0)
+    await asyncio.wait_for(going, 10)
+    assert keys(file) == {"fact"}
+
+
 async def test_other_process_that_writes_is_waited_for_without_standing_still(
     database: Database, file: Path
 ) -> None:
@@ -189,11 +205,13 @@ async def test_other_process_that_writes_is_waited_for_without_standing_still(
     with sqlite3.connect(file, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         other.execute("INSERT INTO facts VALUES ('other', 'x')")
+        begun = asyncio.get_running_loop().time()
         waiting = asyncio.create_task(put(database, "second"))
         for _ in range(20):  # this loop goes on, and others may read
             await asyncio.sleep(0.001)
             async with database.look() as connection:
                 assert await connection.scalar(select(FACTS.c.key)) == "first"
+        assert asyncio.get_running_loop().time() - begun < BUSY_TIMEOUT_MS / 1000
         assert not waiting.done()
         other.execute("COMMIT")
         await waiting

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -101,6 +101,10 @@ class GroupWriter:
         self._waiting += 1
         try:
             await self._turn.acquire()
+        except BaseException:
+            # Perhaps those before have left their commit to this one.
+            self._in_background(self._commit_for_others())
+            raise
         finally:
             self._waiting -= 1
         group = self._group
@@ -178,9 +182,16 @@ class GroupWriter:
             self._turn.release()
         else:
             # Not the task of a member, which may be cancelled: others rely on it.
-            task = asyncio.create_task(self._commit(group))
-            self._committing.add(task)
-            task.add_done_callback(self._committing.discard)
+            self._in_background(self._commit(group))
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._committing.add(task)
+        task.add_done_callback(self._committing.discard)
+
+    async def _commit_for_others(self) -> None:
+        await self._turn.acquire()
+        self._pass_on()
 
     async def _commit(self, group: _Group) -> None:
         loop = asyncio.get_running_loop()
