@@ -6,17 +6,20 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import delete, insert, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
-from lattice_server.store import schema
+from lattice_server.store import schema, statements
 from lattice_server.store.database import BUSY_TIMEOUT_MS, Database
+from lattice_server.store.events import peer_event
 from lattice_server.store.groups import GroupWriter
 from lattice_server.store.queries import services_of
+from lattice_server.store.records import PeerRecord
 
 pytestmark = pytest.mark.anyio
 FACTS = schema.facts
@@ -268,3 +271,43 @@ async def test_remembered_rows_are_not_read_again(database: Database) -> None:
     assert await names(database) == ["one"]
     assert said
     assert not [one for one in said if "services" in one]
+
+
+async def test_prepared_statements_do_the_same_through_an_asynchronous_driver(
+    database: Database,
+) -> None:
+    """What other databases than SQLite are reached by, with SQLite's asynchronous driver."""
+    peer = PeerRecord(
+        id="peer-1", kind="agent", name="a", agent_type="a", workspace_id="ws", preset="isolated",
+        allow=[{"to": "10.96.0.7", "protocol": "tcp", "port": 1}], address="10.96.0.9",
+        public_key="key", token_hash="hash", issuer="token-1", ttl=1, max_ttl=2, created_at=3,
+        expires_at=4, max_expires_at=None, renewals=0, version=1, state="active", ended_at=None,
+    )  # fmt: skip
+    found: list[list[Any]] = []
+    for write in (database._write, database.write):
+        async with write() as tx:
+            done = tx.connection
+            assert await done.run(statements.INSERT_PEER, peer.values()) == 1
+            assert await done.fetch(statements.LIVE_PEER_BY_KEY, key="other") == []
+            [row] = await done.fetch(statements.LIVE_PEER_BY_KEY, key="key")
+            assert PeerRecord(*row) == peer
+            change = {"ttl": 7, "allow": [], "public_key": "new"}
+            update_peer = statements.update_peer(tuple(change))
+            assert await done.run(update_peer, {**change, "peer": "peer-1"}) == 1
+            ended = {"peer": "peer-1", "state": "deleted", "ended_at": 9}
+            assert await done.run(statements.END_PEER, ended) == 1
+            assert await done.run(statements.COUNT_USE, {"token": "none", "now": 5}) == 0
+            event = peer_event("enrolled", 1, peer, more=1)
+            assert await done.run(statements.INSERT_EVENT, event) == 1
+            rows = await done.fetch(statements.PEER_BY_ID, id="peer-1")
+            rows += await done.fetch(statements.TOKEN_BY_HASH, hash="h", now=1, kind="admin")
+            rows += [
+                row async for part in done.stream(statements.LIVE_PEERS, now=1) for row in part
+            ]
+            found.append([tuple(row) for row in rows])
+            await done.execute(delete(schema.peers))
+    assert found[0] == found[1]
+    [values] = found[0]
+    assert PeerRecord(*values) == replace(
+        peer, ttl=7, allow=[], public_key="new", state="deleted", ended_at=9, version=2
+    )
