@@ -134,6 +134,21 @@ async def test_commit_that_fails_is_told_to_each_of_its_group(
     assert keys(file) == {"fact"}
 
 
+async def test_what_fails_after_the_commit_keeps_nobody_from_going_on(
+    database: Database, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+
+    async def failing() -> None:
+        async with database.write() as tx:
+            await tx.connection.execute(insert(FACTS).values(key="fact", value="x"))
+            tx.after_commit.append(lambda: 1 // 0)
+
+    assert await together(database, failing(), put(database, "other", told)) == [None, None]
+    assert (keys(file), told) == ({"fact", "other"}, ["other"])
+    assert "ZeroDivisionError" in caplog.text
+
+
 async def test_full_database_undoes_the_whole_group(database: Database, file: Path) -> None:
     """SQLite may undo everything after some errors; then nobody is told that it was written."""
     driver = writer_of(database)._connection.driver

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -19,6 +20,8 @@ from contextlib import asynccontextmanager
 from sqlalchemy.exc import OperationalError
 
 from lattice_server.store.connection import Connection, InPlace
+
+log = logging.getLogger("lattice.store")
 
 MOST_MEMBERS = 256
 LONGEST_SECONDS = 0.02  # until a group is committed although others wait to join it
@@ -195,23 +198,27 @@ class GroupWriter:
 
     async def _commit(self, group: _Group) -> None:
         loop = asyncio.get_running_loop()
+        writing = loop.run_in_executor(self._thread, self._connection.driver.execute, "COMMIT")
+        while not writing.done():
+            # Also when the loop ends: the connection is not to be touched before.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([writing])
+        error = writing.exception()
         try:
-            await loop.run_in_executor(self._thread, self._connection.driver.execute, "COMMIT")
-        except BaseException as error:
-            if self._connection.driver.in_transaction:
-                self._connection.say("ROLLBACK")
-            wrapped = error
-            if isinstance(error, sqlite3.Error):
-                wrapped = self._connection.wrapped(error, "COMMIT")
-            self._fail(group, wrapped)
-            if not isinstance(error, Exception):
-                raise
-        else:
+            if error is not None:
+                if self._connection.driver.in_transaction:
+                    self._connection.say("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    error = self._connection.wrapped(error, "COMMIT")
+                self._fail(group, error)
+                return
             self._group = None
             self._connection.memory.settled()
-            for member in group.members:
-                for callback in member.after_commit:
+            for callback in (one for member in group.members for one in member.after_commit):
+                try:
                     callback()
+                except Exception:
+                    log.exception("what follows from a change failed; the change is written")
             group.end()
         finally:
             self._turn.release()
