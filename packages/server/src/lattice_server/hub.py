@@ -166,14 +166,15 @@ class Hub:
         """
         if self.stream is not None and self.stream.acknowledged >= revision:
             return True
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
         heapq.heappush(self._waiting, (revision, next(self._tie), future))
+        patience = loop.call_later(timeout, _settle, future, False)
         with self._metrics.ack_seconds.time():
             try:
-                async with asyncio.timeout(timeout):
-                    return await future
-            except TimeoutError:
-                return False
+                return await future
+            finally:
+                patience.cancel()
 
     def acknowledge(self, stream: Stream, revision: int) -> None:
         """The gateway has applied everything up to this revision."""
@@ -209,8 +210,12 @@ class Hub:
     def _resolve(self, revision: int, result: bool) -> None:
         while self._waiting and self._waiting[0][0] <= revision:
             _, _, future = heapq.heappop(self._waiting)
-            if not future.done():
-                future.set_result(result)
+            _settle(future, result)
+
+
+def _settle(future: asyncio.Future[bool], result: bool) -> None:
+    if not future.done():
+        future.set_result(result)
 
 
 def _chunks(peers: Iterable[PeerObject]) -> Iterator[list[str]]:
