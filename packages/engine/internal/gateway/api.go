@@ -62,6 +62,7 @@ type peerStatus struct {
 	RxBytes       uint64   `json:"rxBytes"`
 	TxBytes       uint64   `json:"txBytes"`
 	Endpoint      string   `json:"endpoint"`
+	Exchanging    bool     `json:"exchanging"` // the former key is still in use
 }
 
 func (g *gateway) getPeers(w http.ResponseWriter, _ *http.Request) {
@@ -79,7 +80,9 @@ func (g *gateway) getPeers(w http.ResponseWriter, _ *http.Request) {
 			left := time.Duration(p.deadline - at).Seconds()
 			s.ExpiresIn = &left
 		}
-		if known := stats[g.tunnel.keyInUse(p)]; known != nil {
+		key := g.tunnel.keyInUse(p)
+		s.Exchanging = key != p.key
+		if known := stats[key]; known != nil {
 			s.RxBytes, s.TxBytes, s.Endpoint = known.rx, known.tx, known.endpoint
 			if known.lastHandshake > 0 {
 				ago := max(0, clock-known.lastHandshake)

@@ -82,13 +82,16 @@ func TestAnExchangedKeyLeavesNoGap(t *testing.T) {
 			received := g.agent()["rxBytes"].(float64)
 			private := r.exchange()
 			r.goesOn(t, "under the former key, while the agent does not know the new one yet")
-			if now := g.agent(); now["rxBytes"].(float64) < received || now["publicKey"] != r.agent.public.String() {
+			if now := g.agent(); now["rxBytes"].(float64) < received || now["publicKey"] != r.agent.public.String() || now["exchanging"] != true {
 				t.Fatalf("the gateway tells %v", now)
 			}
 			r.agent.use(g, private)
 			r.goesOn(t, "while the agent takes the new key up")
 			r.agent.up()
 			r.goesOn(t, "under the new key")
+			if now := g.agent(); now["exchanging"] != false {
+				t.Fatalf("the gateway tells %v", now)
+			}
 		}
 	})
 }
