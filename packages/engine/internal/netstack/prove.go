@@ -30,7 +30,7 @@ func (t *Tunnel) prove(ctx context.Context, since time.Time, address netip.Addr,
 	defer cancel()
 	defer context.AfterFunc(t.ctx, cancel)()
 	started := time.Now()
-	if err := t.shakeHands(ctx, since); err != nil {
+	if err := t.shakeHands(ctx, since, !since.IsZero()); err != nil {
 		return 0, 0, err
 	}
 	shaken := time.Now()
@@ -53,7 +53,9 @@ func (t *Tunnel) reprove(ctx context.Context, address netip.Addr, timeout time.D
 	return echo, err
 }
 
-func (t *Tunnel) shakeHands(ctx context.Context, since time.Time) error {
+// shakeHands waits for a handshake after the one at `since`; anew begins with one of its own, where one may be under way
+// or done already.
+func (t *Tunnel) shakeHands(ctx context.Context, since time.Time, anew bool) error {
 	poll := time.NewTicker(handshakePoll)
 	defer poll.Stop()
 	var next time.Time
@@ -68,9 +70,10 @@ func (t *Tunnel) shakeHands(ctx context.Context, since time.Time) error {
 			return nil
 		}
 		if now := time.Now(); now.After(next) {
-			if err := t.device.Initiate(!next.IsZero() || !since.IsZero()); err != nil {
+			if err := t.device.Initiate(anew); err != nil {
 				return err
 			}
+			anew = true
 			next = now.Add(gap)
 			gap *= 2
 		}

@@ -333,7 +333,8 @@ func (t *Tunnel) exchangeKey(key wg.Key) error {
 	t.mu.Unlock()
 	ctx, cancel := context.WithTimeout(t.ctx, exchangeTimeout)
 	defer cancel()
-	if err := t.shakeHands(ctx, counters.LastHandshake); err != nil && t.ctx.Err() == nil {
+	// The device may have begun already, for a packet that goes out now.
+	if err := t.shakeHands(ctx, counters.LastHandshake, false); err != nil && t.ctx.Err() == nil {
 		// The device goes on trying, as it does whenever its peer is out of reach.
 		slog.Warn("no handshake under the new key yet", "tunnel", t.ID, "error", err.Error())
 	}
