@@ -19,8 +19,8 @@ from benchmarks.fabrics import connector, fabric
 from benchmarks.report import Section
 
 ROOT = Path(__file__).parent.parent
-SIZES = {"full": 15, "quick": 3, "tiny": 1}  # rounds
-STEPS = {"full": ("1000", "15"), "quick": ("200", "5")}  # of the graph, and rounds
+SIZES = {"full": 9, "quick": 3, "tiny": 1}  # rounds
+STEPS = {"full": ("1000", "7"), "quick": ("200", "3")}  # of the graph, and rounds
 ONE = """
 import sys
 from benchmarks.adapters import one

@@ -32,7 +32,7 @@ PACKAGES = (
 RENEWAL = 1800.0  # seconds between renewals of an identity that lives for an hour
 SIZES: dict[str, dict[str, Any]] = {
     "full": {"counts": [1, 10, 100, 1000], "idle": 20.0, "imports": 7, "wheels": True},
-    "quick": {"counts": [1, 10, 50], "idle": 5.0, "imports": 3, "wheels": False},
+    "quick": {"counts": [1, 10, 50], "idle": 4.0, "imports": 1, "wheels": False},
     "tiny": {"counts": [1, 2], "idle": 0.2, "imports": 0, "wheels": False},
 }
 MEMORY = (

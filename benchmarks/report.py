@@ -182,21 +182,36 @@ def _markdown(sections: Sequence[Section], described: dict[str, Any], plots: Seq
     lines = ["# Benchmarks", "", ", ".join(f"{name}: {described[name]}" for name in described), ""]
     if described.get("busy_before_percent", 0) > BUSY:
         lines += ["**Other work ran meanwhile: trust ratios within one row group alone.**", ""]
+    lines += _summary([one for section in sections for one in section.figures if one.target])
     lines += ["| | value | spread | target | met |", "| --- | ---: | --- | --- | --- |"]
     for section in sections:
         lines.append(f"| **{section.title}** ({section.seconds:.0f} s) | | | | |")
         for one in section.figures:
             spread = "" if one.low is None else f"{one.low:.4g} … {one.high:.4g}"
-            met = {None: "", True: "yes", False: "**no**"}[one.met]
             lines.append(
-                f"| {one.name} | {one.value:.4g} {one.unit} | {spread} | {one.target} | {met} |"
+                f"| {one.name} | {_value(one)} | {spread} | {one.target} | {_MET[one.met]} |"
             )
-    missed = [one for section in sections for one in section.figures if one.note]
-    if missed:
-        lines += ["", "Missed, and why:", ""]
-        lines += [f"- {one.name}: {one.note}" for one in missed]
     remarks = [remark for section in sections for remark in section.remarks]
     if remarks:
         lines += ["", *(f"- {remark}" for remark in remarks)]
     lines += ["", *(f"![{plot}]({plot})" for plot in plots)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+_MET = {None: "", True: "yes", False: "**no**"}
+
+
+def _value(figure: Figure) -> str:
+    return f"{figure.value:.4g} {figure.unit}".strip()
+
+
+def _summary(aimed: Sequence[Figure]) -> list[str]:
+    """The targets alone, and where one is missed, why and what it would take."""
+    if not aimed:
+        return []
+    lines = ["## Targets", "", "| | value | target | met | if not: why, and what it would take |"]
+    lines.append("| --- | ---: | --- | --- | --- |")
+    for one in aimed:
+        row = f"| {one.name.strip()} | {_value(one)} | {one.target} | {_MET[one.met]} |"
+        lines.append(f"{row} {one.note} |")
+    return [*lines, "", "## Everything", ""]

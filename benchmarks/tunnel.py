@@ -27,7 +27,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "full": {
         "levels": [10, 1_000, 10_000, 100_000],
         "rounds": 3,
-        "seconds": 0.5,
+        "seconds": 0.4,
         "requests": 1000,
         "iperf": True,
         "other": True,
@@ -35,7 +35,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "quick": {
         "levels": [10, 100_000],
         "rounds": 1,
-        "seconds": 0.25,
+        "seconds": 0.2,
         "requests": 200,
         "iperf": False,
         "other": True,
@@ -43,7 +43,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "levels": [10, 20],
         "rounds": 1,
-        "seconds": 0.1,
+        "seconds": 0.2,
         "requests": 5,
         "iperf": False,
         "other": False,
@@ -77,8 +77,9 @@ def inside(
             for level in levels:
                 gateway.load(level)
                 for way in ways:
-                    if way.by_gateway or level in (levels[0], levels[-1]):
-                        _measure(way, level, seconds)
+                    if way.by_gateway or level == levels[-1]:
+                        with_iperf = level in (levels[0], levels[-1])
+                        _measure(way, level, seconds, iperf=with_iperf)
         for way in ways:
             _throughput(section, way, levels)
         _compare(section, {way.name: way for way in ways}, levels)
@@ -87,7 +88,7 @@ def inside(
     return section
 
 
-def _measure(way: Way, level: int, seconds: float) -> None:
+def _measure(way: Way, level: int, seconds: float, *, iperf: bool) -> None:
     for direction in ("take", "give"):
         for streams in (1, 8):
             before = sum(map(cpu_seconds, way.pids))
@@ -98,7 +99,7 @@ def _measure(way: Way, level: int, seconds: float) -> None:
             cost = (sum(map(cpu_seconds, way.pids)) - before) * share
             if way.pids and moved:
                 way.costs.append(cost / (moved / 1e9))
-    if way.iperf is not None:
+    if iperf and way.iperf is not None:
         for streams in (1, 8):
             way.note(level, f"iperf3, {streams}", iperf_rate(way, streams, seconds))
 
@@ -137,6 +138,7 @@ def _compare(section: Section, ways: dict[str, Way], levels: list[int]) -> None:
             90,
             note=POLICY,
         )
+        _cost(section, gateway, hub)
     if (raw := ways.get(RAW)) is not None:
         section.add(
             f"gateway with {last} grants (two hops), of wireguard-go to itself (one hop)",
@@ -153,6 +155,14 @@ def _compare(section: Section, ways: dict[str, Way], levels: list[int]) -> None:
                 ways[PROXY], last, other, last, [f"HTTP {direction}, 1", f"HTTP {direction}, 8"]
             )
             section.at_least(f"{PROXY}, of wireproxy: {name}", ratios, "%", 100, note=PROXIES)
+        _cost(section, ways[PROXY], other)
+
+
+def _cost(section: Section, one: Way, other: Way) -> None:
+    """What other work on the machine changes least."""
+    if one.costs and other.costs:
+        ratio = statistics.median(one.costs) / statistics.median(other.costs) * 100
+        section.add(f"processor time of a GB, {one.name}, of {other.name}", ratio, "%")
 
 
 def _ratios(
