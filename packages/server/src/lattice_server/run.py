@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import ipaddress
 import logging
 import os
@@ -23,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lattice_server.app import create_app
 from lattice_server.bootstrap import StartError, only_server_of, prepare_directory
+from lattice_server.collector import spare_what_stays
 from lattice_server.connections import (
     MAX_HEADER_BYTES,
     Gate,
@@ -37,7 +37,6 @@ log = logging.getLogger("lattice.server")
 
 # With the stop of streams before it, this keeps a SIGTERM below two seconds.
 GRACE_SECONDS = 1
-GARBAGE_AT = 20_000  # objects more than there were, until it is looked for
 OTHER_FILES = 256  # descriptors beside those of connections: database, listener, threads
 
 
@@ -196,22 +195,11 @@ async def _serve(
         await control.stop()
         raise
     config = web_config(app, settings)
-    _leave_alone_what_stays()
+    spare_what_stays()
     try:
         await ControlPlaneServer(config, control, lambda: ready(url)).serve(sockets=[listener])
     finally:
         await control.stop()
-
-
-def _leave_alone_what_stays() -> None:
-    """Keep the garbage collector from looking through the program again and again.
-
-    Each request makes some hundred objects, hardly any of them in a cycle. With the thresholds that
-    are usual, looking for cycles took a tenth of the processor under load.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GARBAGE_AT, 20, 20)
 
 
 def _check_exposure(settings: ServerSettings) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from websockets.exceptions import WebSocketException
 
 from lattice_engine import EngineError
+from lattice_server.collector import spare_what_stays
 from lattice_server.gateway.dataplane import DataPlane
 from lattice_server.gateway.desired import Assembler, BadMessageError, Change, Desired
 from lattice_server.gateway.settings import GatewayError, GatewaySettings
@@ -59,6 +60,7 @@ def run_gateway(
         keep = settings.keep_engine
         try:
             plane.bring_up()
+            spare_what_stays()
             asyncio.run(_Daemon(settings, plane, tls, ready).run())
         except GatewayError:
             # An engine that was serving before us is not ours to end because we cannot connect.
