@@ -13,7 +13,8 @@ def spare_what_stays() -> None:
 
     A request or a peer is some dozen objects, none of them in a cycle: they go by their reference
     counts. With the thresholds that are usual, looking for cycles took a tenth of the control
-    plane's processor time under load, and half of what a full state costs the gateway daemon.
+    plane's processor time under load, and two fifths of what a full state costs the
+    gateway daemon.
     """
     gc.collect()
     gc.freeze()
