@@ -485,7 +485,7 @@ class Lifecycle:
             async with self._changing, asyncio.timeout(self.remaining()):
                 await self._raise_tunnel()
         except Exception as error:
-            log.warning("%s: the tunnel was not rebuilt: %s", self._peer_id, error)
+            log.warning("%s: the tunnel was not rebuilt: %s", self._peer_id, _why(error))
 
     async def _renew_once(self) -> bool:
         """One attempt to renew; whether the identity is over."""
@@ -501,7 +501,10 @@ class Lifecycle:
         except Exception as error:
             delay = self._lease.failed(getattr(error, "retry_after", None))
             log.warning(
-                "%s was not renewed, %.1f s to live: %s", self._peer_id, self.remaining(), error
+                "%s was not renewed, %.1f s to live: %s",
+                self._peer_id,
+                self.remaining(),
+                _why(error),
             )
             await self._notify("lattice_renew_failed", error=error, retry_in=delay)
         return False
@@ -620,3 +623,8 @@ class Lifecycle:
     async def _notify(self, hook: str, **arguments: Any) -> None:
         if self.runtime is not None and getattr(plugins.manager().hook, hook).get_hookimpls():
             await self.runtime.call(plugins.notify, hook, identity=self.identity, **arguments)
+
+
+def _why(error: Exception) -> str:
+    """What to say of an error; a deadline that is over has no words of its own."""
+    return str(error) or "no answer came in time"
