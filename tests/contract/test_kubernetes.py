@@ -17,10 +17,9 @@ from lattice_sdk.testing import Adapter, Capability, World
 from lattice_sdk.testing.base import invariant, look
 from lattice_sdk.testing.contract import AdapterContract
 from support.jobs import GRANTED, job
-from support.node import Node, inside
+from support.node import Node, inside, wait_for
 from support.podfacade import InterfaceAgent, PodAgent, ProxyAgent
 from support.pods import InitError
-from support.waiting import wait_for
 
 T = TypeVar("T")
 pytestmark = [pytest.mark.pods, pytest.mark.slow, pytest.mark.timeout(240, func_only=True)]

@@ -24,9 +24,8 @@ from lattice_k8s_job.inject import Options, inject
 from support.escaping import neighbour, try_to_escape
 from support.images import server_image
 from support.networkpolicy import enforced
-from support.node import NODE_IP, Node
+from support.node import NODE_IP, Node, wait_for
 from support.pods import Pod
-from support.waiting import wait_for
 
 pytestmark = [pytest.mark.pods, pytest.mark.slow, pytest.mark.timeout(240, func_only=True)]
 

@@ -10,9 +10,8 @@ import pytest
 from lattice_k8s_job.layout import USER_ID, Sidecar
 from lattice_sdk.testing.world import World
 from support.jobs import GRANTED, clients, job, peer_of
-from support.node import Node
+from support.node import Node, wait_for
 from support.pods import Pod
-from support.waiting import wait_for
 
 pytestmark = [pytest.mark.pods, pytest.mark.slow, pytest.mark.timeout(240, func_only=True)]
 

@@ -20,9 +20,8 @@ from lattice_sdk.testing.gate import Gate
 from lattice_sdk.testing.world import World
 from support.escaping import ESCAPES, arguments, neighbour, try_to_escape
 from support.jobs import GONE_WITHIN, GRANTED, clients, expect_gone, job, peer_of, peers_of
-from support.node import NODE_IP, Node
+from support.node import NODE_IP, Node, wait_for
 from support.pods import Pod
-from support.waiting import wait_for
 
 pytestmark = [pytest.mark.pods, pytest.mark.slow, pytest.mark.timeout(240, func_only=True)]
 

@@ -9,9 +9,8 @@ import yaml
 
 from lattice_k8s_job.inject import Options, inject
 from lattice_sdk.testing.world import World
-from support.node import Node
+from support.node import Node, wait_for
 from support.pods import Pod
-from support.waiting import wait_for
 
 GRANTED = "http://github-tools.lattice/"
 GONE_WITHIN = 2.0  # seconds, as the issue states it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import itertools
 import os
 import re
@@ -16,10 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from support import waiting
 from support.images import BUILD, Images, build
 from support.waiting import processes_mentioning
 
 T = TypeVar("T")
+# As in support.waiting, at a pace that leaves the machine to the pods.
+wait_for = functools.partial(waiting.wait_for, pause=0.05)
 CLONE_NEWNET = 0x40000000  # sched.h
 BRIDGE, NODE_IP, PREFIX = "lattice-pods", "10.244.77.1", 24
 # All that a node has but for its images. One on a machine at a time: bridge and addresses are too.
@@ -228,10 +232,11 @@ def _clean() -> None:
     for mount in reversed(mounts):
         if mount.startswith(tuple(places)):
             subprocess.run(["umount", "--lazy", mount], check=True)
-    for group in Path("/sys/fs/cgroup").rglob("libpod_parent/**/conmon"):
-        with contextlib.suppress(OSError):  # another podman's, in use
-            group.rmdir()
-            group.parent.rmdir()
+    groups = Path("/sys/fs/cgroup")
+    for parent in (*groups.glob("libpod_parent"), *groups.glob("*/libpod_parent")):
+        for group, _, _ in os.walk(parent, topdown=False):
+            with contextlib.suppress(OSError):  # in use, by another podman
+                os.rmdir(group)
     if Path("/sys/class/net", BRIDGE).exists():
         _ip("link", "del", BRIDGE)
     # With the images podman keeps what it knows of containers, and where all its directories were.

@@ -23,8 +23,8 @@ from typing import Any
 
 import httpx
 
-from support.node import Node
-from support.waiting import process_alive, wait_for
+from support.node import Node, wait_for
+from support.waiting import process_alive
 
 PATIENCE = 60.0  # seconds for a container to start or to be probed
 LEAST_GRACE = 2.0  # seconds, kubelet's minimumGracePeriodInSeconds: also after the pod's own

@@ -10,7 +10,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_for(what: str, condition: Callable[[], T], timeout: float = 15.0) -> T:
+def wait_for(
+    what: str, condition: Callable[[], T], timeout: float = 15.0, pause: float = 0.005
+) -> T:
     """Poll until ``condition`` is true and return what it gave; fail with ``what`` otherwise."""
     deadline = time.monotonic() + timeout
     while True:
@@ -18,7 +20,7 @@ def wait_for(what: str, condition: Callable[[], T], timeout: float = 15.0) -> T:
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout:g} s: {what}")
-        time.sleep(0.005)
+        time.sleep(pause)
 
 
 def process_alive(pid: int) -> bool:
