@@ -66,6 +66,9 @@ def _base(podman: Podman) -> tuple[str, str]:
             "mmdebstrap", "--quiet", "--variant=extract", include, suite, str(unfinished), *sources
         )
         unfinished.rename(archive)
+        for older in BUILD.glob("rootfs-*.tar"):
+            if older != archive:
+                older.unlink()
     name = f"localhost/lattice-test-base:{key}"
     if not _there(podman, name):
         podman("import", "--quiet", str(archive), name)
@@ -106,6 +109,7 @@ def _lattice(
         file = str(IMAGE / "Containerfile")
         podman("build", "--isolation=chroot", "--quiet", *arguments, "--file", file, str(context))
         shutil.rmtree(context)
+        _forget_older(podman, name)
     return name
 
 
@@ -139,11 +143,22 @@ def _agent(podman: Podman, base: str, python: str) -> str:
     )
     podman("build", "--isolation=chroot", "--quiet", "--tag", name, str(directory))
     shutil.rmtree(directory)
+    _forget_older(podman, name)
     return name
 
 
 def _there(podman: Podman, name: str) -> bool:
     return bool(podman("images", "--quiet", name).strip())
+
+
+def _forget_older(podman: Podman, name: str) -> None:
+    """Remove what was built of other sources under the same name."""
+    repository = name.rpartition(":")[0]
+    form = "{{.Repository}}:{{.Tag}}"
+    for other in podman("images", "--format", form, repository).split():
+        if other != name:
+            podman("rmi", other)
+    podman("image", "prune", "--force")
 
 
 def _contents(files: Iterable[Path]) -> list[str]:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,6 +57,7 @@ lock_type = "file"
 tmp_dir = "{HOME}/libpod"
 volume_path = "{HOME}/volumes"
 [network]
+network_backend = "cni"
 network_config_dir = "{HOME}/networks"
 """
 
@@ -206,6 +208,8 @@ def _choose_storage() -> None:
         )
         done = _podman("images", "--quiet")
         if done.returncode == 0:
+            if told:
+                warnings.warn(f"podman stores images by {driver}, slowly: {told}", stacklevel=1)
             return
         told.append(f"{driver}: {done.stderr.strip()[-500:]}")
     raise AssertionError("podman can store images by none of its drivers here: " + "; ".join(told))
@@ -226,6 +230,8 @@ def _clean() -> None:
     if (configuration := HOME / "storage.conf").exists():
         _podman("pod", "rm", "--all", "--force", "--time", "0")
         _podman("system", "prune", "--external", "--force")  # what a killed build left
+        # Of each container that ended, podman cleans up in a process of its own.
+        wait_for("podman to end", lambda: not processes_mentioning(str(HOME)), PATIENCE)
         graphs = re.findall('graphroot = "(.+)"', configuration.read_text())
         places += graphs
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
