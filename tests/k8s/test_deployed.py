@@ -141,7 +141,7 @@ def deployment(node: Node) -> Iterator[Deployment]:
     manifest = stateful_set("server", image)
     with Pod(node, manifest, secrets=secrets, config_maps=keys) as server:
         server.start()
-        deployed = wait_for("the admin token", lambda: _deployed(server, tls["ca.crt"]), 60)
+        deployed = wait_for("the server to serve", lambda: _deployed(server, tls["ca.crt"]), 60)
         token = deployed.request("POST", "/api/v1/tokens", {"kind": "gateway"})["token"]
         secrets["lattice-gateway-token"] = {"token": token}
         manifest = stateful_set("gateway", image)
@@ -162,10 +162,13 @@ def deployment(node: Node) -> Iterator[Deployment]:
 
 def _deployed(server: Pod, authority: str) -> Deployment | None:
     try:
-        return Deployment(server, authority)
-    except AssertionError:
+        deployed = Deployment(server, authority)
+        with deployed.client() as http:
+            http.get("/healthz").raise_for_status()
+    except (AssertionError, httpx.TransportError):
         assert server.running("server"), server.logs("server")
         return None
+    return deployed
 
 
 def job(
