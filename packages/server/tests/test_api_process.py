@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import ssl
 import stat
 import threading
@@ -224,3 +225,38 @@ def test_answered_enrollments_survive_a_kill(start: Callable[..., Process], tmp_
     items = httpx.get(f"{url}/api/v1/peers?limit=1000", headers=headers).json()["items"]
     assert set(answered) <= {item["peerId"] for item in items}
     assert len({item["overlayIP"] for item in items}) == len(items)
+
+
+def test_what_was_answered_is_there_after_a_kill_in_the_middle_of_a_crowd(
+    start: Callable[..., Process], tmp_path: Path
+) -> None:
+    server = start()
+    url, headers = server.url(), admin(tmp_path / "data")
+    answered: list[str] = []
+
+    def crowd(number: int) -> None:
+        with httpx.Client(base_url=url, headers=headers, timeout=20) as client:
+            for turn in range(1000):
+                name = f"ws-{number}-{turn}"
+                try:
+                    answer = client.post("/api/v1/workspaces", json={"workspaceId": name})
+                except httpx.HTTPError:
+                    return
+                assert answer.status_code == 201
+                answered.append(name)
+
+    threads = [threading.Thread(target=crowd, args=(n,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 30
+    while len(answered) < 100 and time.monotonic() < end:
+        time.sleep(0.005)
+    server.process.send_signal(signal.SIGKILL)
+    for thread in threads:
+        thread.join(20)
+    assert 100 <= len(answered) < 16_000
+    again = start().url()
+    with sqlite3.connect(tmp_path / "data" / "lattice.db") as connection:
+        written = {row[0] for row in connection.execute("SELECT id FROM workspaces")}
+    assert httpx.get(f"{again}/healthz").is_success
+    assert set(answered) <= written
