@@ -179,7 +179,8 @@ def free_addresses_of_an_empty_overlay(plane: Any) -> int:
 def test_a_connector_that_does_not_take_the_names_up_leaves_nothing_behind(
     make_control_plane: Any, wait: Any
 ) -> None:
-    with make_control_plane(gateway_wait=0.5, quarantine=0) as plane:
+    # Long enough for the connector that does take them up, also on a busy machine.
+    with make_control_plane(gateway_wait=2.0, quarantine=0) as plane:
         gateway = plane.gateway()
         token = permitting(plane, "ws", {"to": "*"})
         uses = plane.token(kind="workspace", workspaceId="ws", allow=[{"to": "*"}], uses=1)
