@@ -25,7 +25,7 @@ collect_ignore_glob = [
 ]
 
 # Set where everything that tests need is installed (.ci/run): a test that is skipped has failed.
-NO_SKIPS = bool(os.environ.get("LATTICE_NO_SKIPS"))
+NO_SKIPS = bool(os.environ.get("LATTICE_TEST_NO_SKIPS"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -36,13 +36,13 @@ def test_no_tracked_file_names_a_package_registry(host: str) -> None:
     ids=["test", "module"],
 )
 def test_skipped_test_fails_ci(tmp_path: Path, skipping: str) -> None:
-    assert "LATTICE_NO_SKIPS=1 make test" in (ROOT / ".ci" / "run").read_text()
+    assert "LATTICE_TEST_NO_SKIPS=1 make test" in (ROOT / ".ci" / "run").read_text()
     (tmp_path / "test_skipping.py").write_text(skipping)
     for value, good in (("1", False), ("", True)):
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-p", "no:cacheprovider", "."],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "LATTICE_NO_SKIPS": value},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "LATTICE_TEST_NO_SKIPS": value},
             capture_output=True,
             text=True,
             check=False,

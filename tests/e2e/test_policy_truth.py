@@ -1,8 +1,9 @@
 """A truth table of the policy, generated: after each step the real gateway does as the model says.
 
 Random workspaces, presets, services, agents, delegations, renewals, revocations and changes of the
-policy; flows are sampled and sent as real packets through real tunnels. ``LATTICE_TRUTH_EXAMPLES``
-makes it longer, and ``LATTICE_TRUTH_SEED`` makes it another one; the same seed is the same steps.
+policy; flows are sampled and sent as real packets through real tunnels.
+``LATTICE_TEST_TRUTH_EXAMPLES`` makes it longer, ``LATTICE_TEST_TRUTH_SEED`` another one;
+the same seed is the same steps.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import lattice_server
 from lattice_server.fabric import Fabric
 from support.truth_machine import PolicyMachine, Truth
 
-EXAMPLES = int(os.environ.get("LATTICE_TRUTH_EXAMPLES", "4"))
-SEED = int(os.environ.get("LATTICE_TRUTH_SEED", "1"))
+EXAMPLES = int(os.environ.get("LATTICE_TEST_TRUTH_EXAMPLES", "4"))
+SEED = int(os.environ.get("LATTICE_TEST_TRUTH_SEED", "1"))
 STEPS = 14
 
 
