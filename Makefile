@@ -7,7 +7,7 @@ STATICCHECK := v0.8.2
 # The race detector needs a C compiler; without one the tests run all the same.
 GO_RACE := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: help setup environments demo test test-engine test-contract test-whole test-packages test-pods bench bench-quick bench-environment lint format docs component wheels image lock clean
+.PHONY: help setup environments demo test test-engine test-contract test-whole test-attacks test-packages test-pods bench bench-quick bench-environment lint format docs component wheels image lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -23,10 +23,10 @@ environments: setup ## virtual environments for each AutoGen and for schemathesi
 demo: setup ## the whole story on this machine, without root
 	@$(BIN)/lattice demo
 
-# Tests mostly wait: for deadlines, for the kernel, for processes to end. So four lanes run at once, also on two cores.
+# Tests mostly wait: for deadlines, for the kernel, for processes to end. So five lanes run at once, also on two cores.
 test: environments ## every Python and Go test, but those of whole pods; each lane's output when it has ended
 	@$(MAKE) --no-print-directory --jobs --keep-going --output-sync=target \
-		test-engine test-contract test-whole test-packages
+		test-engine test-contract test-whole test-attacks test-packages
 
 test-engine: setup ## a lane of test: the engine, with the race detector where there is a C compiler
 	cd packages/engine && $$(../../scripts/bootstrap.sh go) test $(GO_RACE) ./...
@@ -39,8 +39,11 @@ test-contract: environments ## a lane of test: the contract, then AutoGen's gene
 			$$(ls tests/*/test_autogen_$${extra}*.py 2>/dev/null) || exit 1; \
 	done
 
-test-whole: environments ## a lane of test: everything together, and attacks
-	$(BIN)/pytest -m 'not pods' --ignore=tests/contract tests
+test-whole: environments ## a lane of test: everything together, and what the documentation says
+	$(BIN)/pytest -m 'not pods' --ignore=tests/contract --ignore=tests/security tests
+
+test-attacks: environments ## a lane of test: attacks
+	$(BIN)/pytest tests/security
 
 test-packages: setup ## a lane of test: each package
 	$(BIN)/pytest packages

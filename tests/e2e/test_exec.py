@@ -221,8 +221,9 @@ def test_ignored_hangup_stays_ignored(lattice: Exec) -> None:
 def test_identity_is_renewed_while_the_program_runs(lattice: Exec) -> None:
     """The SDK takes it over in time, and gives it back in the end."""
     before = lattice.agents()
-    script = f"for i in 1 2 3 4; do curl -sS --max-time 9 {GRANTED} || exit 1; echo; sleep 1; done"
-    with lattice.start("sh", "-c", script, options=("--ttl", "2s")) as process:
+    step = f"curl -sS --max-time 9 {GRANTED} || exit 1; echo; sleep 1"
+    script = f"for i in 1 2 3 4 5 6 7; do {step}; done"
+    with lattice.start("sh", "-c", script, options=("--ttl", "5s")) as process:
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0
     clients = {json.loads(line)["client"] for line in output.splitlines()}

@@ -93,8 +93,8 @@ def test_programs_keep_running_without_a_network_after_expiry(world: World) -> N
     from lattice_sdk.testing.gate import Gate
 
     with Gate(world.fabric.url) as gate:
-        agent = world.agent(isolation="required", server=gate.url, ttl="2s").open()
-        script = f"curl -sS -o /dev/null {GRANTED} && echo reached; read -r _; "
+        agent = world.agent(isolation="required", server=gate.url, ttl="5s").open()
+        script = f"curl -sS --max-time 5 -o /dev/null {GRANTED} && echo reached; read -r _; "
         script += f"curl -sS --max-time 5 -o /dev/null {GRANTED} && echo reached; echo saved"
         with agent.popen(
             ["sh", "-c", script],
