@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import threading
+import time
 from pathlib import Path
 
 __all__ = ["Leftovers", "alive", "descendants"]
@@ -22,6 +23,8 @@ class Leftovers:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._began = _since_boot()
+        self._ancestors = set(_ancestry(os.getpid()))
         self._own = _namespaces(os.getpid())
         self._processes = _started(os.getpid())
         self._namespaces = {name for pid, _ in self._processes for name in _namespaces(pid)}
@@ -71,8 +74,24 @@ class Leftovers:
         left = []
         for pid in filter(str.isdigit, os.listdir("/proc")):
             held = (_namespaces(int(pid)) | _links(f"/proc/{pid}/fd")) & self._noted_namespaces
+            if held and self._is_stranger(int(pid)):
+                continue
             left += [f"namespace {name} of process {pid}: {_command(int(pid))}" for name in held]
         return left
+
+    def _is_stranger(self, pid: int) -> bool:
+        """Whether the process belongs to a tree that was there before, and is not of this process.
+
+        The kernel gives the number of a namespace that has gone to the next one that anybody
+        makes. What has been left by a child of this process is below this process, or below what
+        adopted it, which is an ancestor of this process too; its tree has begun meanwhile.
+        """
+        top = pid
+        for ancestor in _ancestry(pid):
+            if ancestor in self._ancestors:
+                break
+            top = ancestor
+        return top not in self._ancestors and int(_since(top) or self._began) < self._began
 
 
 def descendants(pid: int) -> list[int]:
@@ -106,6 +125,21 @@ def _stat(pid: int) -> list[str]:
 
 def _since(pid: int) -> str:
     return "".join(_stat(pid)[19:20])
+
+
+def _since_boot() -> int:
+    """Now, in the clock ticks of :func:`_since`."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+
+
+def _ancestry(pid: int) -> list[int]:
+    """The process, its parent, and so on."""
+    found: list[int] = []
+    while pid > 0 and pid not in found:
+        found.append(pid)
+        parent = _stat(pid)[1:2]
+        pid = int(parent[0]) if parent else 0
+    return found
 
 
 def _namespaces(pid: int) -> set[str]:
