@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -119,27 +123,73 @@ def test_masked_file_is_empty(own_sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])
-@pytest.mark.parametrize("goes", [True, False])
-def test_what_goes_before_it_is_hidden_needs_no_hiding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, goes: bool
+@pytest.mark.parametrize("step", ["bind", "restrict"])
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EINVAL, errno.ENOTDIR])
+@pytest.mark.parametrize("after", [1, 3, None])
+def test_what_goes_while_it_is_hidden_needs_no_hiding(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    step: str,
+    number: int,
+    after: int | None,
 ) -> None:
     """As the directory of another agent's engine goes; what stays and is not hidden is an error."""
     secret = tmp_path / "secret"
     (secret.mkdir if kind == "directory" else secret.touch)()
+    tries = 0
 
-    def bind(_: str, target: str) -> None:
-        if goes:
-            (Path(target).rmdir if kind == "directory" else Path(target).unlink)()
-        raise FileNotFoundError(target)
+    def fail(*_: object) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == after:
+            (secret.rmdir if kind == "directory" else secret.unlink)()
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(kernel, "bind", bind)
+    monkeypatch.setattr(kernel, "bind", lambda *_: None)
+    monkeypatch.setattr(kernel, step, fail)
     view = View(Spec(NAMESPACE))
-    if goes:
-        view._hide(str(secret))
-        assert str(secret) not in view.covered
-    else:
-        with pytest.raises(FileNotFoundError):
+    if after is None:
+        with pytest.raises(OSError, match=os.strerror(number)):
             view._hide(str(secret))
+    else:
+        view._hide(str(secret))
+        assert tries == after
+    assert str(secret) not in view.covered
+
+
+def test_what_cannot_be_hidden_for_another_reason_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "bind", Mock(side_effect=PermissionError(errno.EPERM, "not now")))
+    with pytest.raises(PermissionError, match="not now"):
+        View(Spec(NAMESPACE))._hide(str(tmp_path))
+
+
+@root_only
+def test_directories_that_come_and_go_never_stop_a_sandbox(own_sandbox: Sandbox) -> None:
+    """The real kernel: what is hidden is removed, over and over, while sandboxes start."""
+    with tempfile.TemporaryDirectory(prefix="lattice-place-") as place:
+        names = [f"{place}/{number}" for number in range(40)]
+        own_sandbox.spec.masked += names
+        own_sandbox.write()
+        ended = threading.Event()
+
+        def come_and_go() -> None:
+            while not ended.is_set():
+                for name in names:
+                    os.mkdir(name)
+                for name in names:
+                    os.rmdir(name)
+
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(come_and_go)
+            try:
+                done = [own_sandbox.run("true") for _ in range(10)]
+            finally:
+                ended.set()
+            running.result()
+    assert [each.returncode for each in done] == [0] * 10, [each.stderr for each in done]
 
 
 def test_other_files_are_as_outside(sandbox: Sandbox, place: Path) -> None:

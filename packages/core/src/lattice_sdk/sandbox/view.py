@@ -4,7 +4,9 @@ Runs in the sandbox's first process, which still has all capabilities in the age
 namespace. Nothing here touches the machine's mounts.
 """
 
+import errno
 import os
+import time
 
 from lattice_sdk.sandbox import kernel
 from lattice_sdk.sandbox.spec import HOSTS, RESOLV, Spec
@@ -25,6 +27,12 @@ _DEVICES: tuple[str, ...] = ("null", "zero", "full", "random", "urandom", "tty",
 _DEVICES += ("dri", "kfd", "dxg")  # and nvidia*: a graphics processor is no network
 _LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "ptmx": "pts/ptmx"}
 _LINKS |= {"stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
+# What to hide may be going, as an engine's directory goes with its agent. The kernel takes away
+# what is mounted on it first, and then itself (vfs_rmdir): between the two it is there, and can be
+# neither mounted on (ENOENT) nor be found to be a mount (EINVAL). Or it comes again, as
+# another kind of file than it was (ENOTDIR).
+_GOING = (errno.ENOENT, errno.EINVAL, errno.ENOTDIR)
+_LOOKS, _BETWEEN_LOOKS = 20, 0.005  # seconds
 
 
 class View:
@@ -195,16 +203,19 @@ class View:
     def _hide(self, path: str) -> None:
         """Put nothing over a file or directory, if it is there."""
         target = os.path.realpath(path)
-        try:
-            if os.path.isdir(target):
-                self._bind(f"{self._run}/.nothing", target)
-                self.covered.append(target)
-            elif os.path.exists(target):
-                self._bind(f"{self._run}/.empty", target)
-        except FileNotFoundError:
-            if os.path.exists(target):
-                raise
-            # It has gone meanwhile, as an engine's directory goes with its agent.
+        for left in reversed(range(_LOOKS)):
+            try:
+                if os.path.isdir(target):
+                    self._bind(f"{self._run}/.nothing", target)
+                    self.covered.append(target)
+                elif os.path.exists(target):
+                    self._bind(f"{self._run}/.empty", target)
+            except OSError as error:
+                if error.errno not in _GOING or (not left and os.path.exists(target)):
+                    raise
+                time.sleep(_BETWEEN_LOOKS)
+            else:
+                return
 
 
 def _terminal() -> str:
