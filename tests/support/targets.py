@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import selectors
 import socket
@@ -10,7 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,6 +78,20 @@ def own_addresses6() -> list[str]:
     return sorted(found, key=lambda address: address != "::1")
 
 
+def _open_both(open_socket: Callable[[int, int], socket.socket]) -> int:
+    """A port for datagrams and for streams: what is free for one may be taken for the other."""
+    for _ in range(50):
+        port = int(open_socket(socket.SOCK_DGRAM, 0).getsockname()[1])
+        try:
+            open_socket(socket.SOCK_STREAM, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return port
+    raise AssertionError("no port is free for both, in fifty tries")
+
+
 @contextlib.contextmanager
 def start_targets(directory: Path) -> Iterator[Targets]:
     """Start them; all end with the block.
@@ -111,9 +126,7 @@ def start_targets(directory: Path) -> Iterator[Targets]:
         targets.multicast = group.getsockname()[1]
         membership = socket.inet_aton(GROUP) + socket.inet_aton("127.0.0.1")
         group.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
-        dns = open_socket(socket.AF_INET, socket.SOCK_DGRAM, every)
-        targets.dns = dns.getsockname()[1]
-        open_socket(socket.AF_INET, socket.SOCK_STREAM, ("0.0.0.0", targets.dns))
+        targets.dns = _open_both(lambda kind, port: open_socket(socket.AF_INET, kind, ("", port)))
         targets.unix = directory / "service.sock"
         open_socket(socket.AF_UNIX, socket.SOCK_STREAM, str(targets.unix))
         targets.unix_datagram = directory / "log.sock"
