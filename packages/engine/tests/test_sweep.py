@@ -22,28 +22,35 @@ def aged(path: Path) -> Path:
 
 
 def test_only_what_an_ended_engine_left_is_removed(tmp_path: Path) -> None:
-    left = tmp_path / "lattice-engine-1"
-    left.mkdir()
+    shared = tmp_path / f"lattice-{os.geteuid()}"
+    left = shared / "engine-1"
+    left.mkdir(parents=True)
     (left / "programs").mkdir()
     with socket.socket(socket.AF_UNIX) as ended:
         ended.bind(str(left / "control.sock"))
     aged(left)
-    empty = aged(tmp_path / "lattice-engine-2")
-    young = tmp_path / "lattice-engine-3"
+    empty = aged(shared / "engine-2")
+    young = shared / "engine-3"
     young.mkdir()
-    other = aged(tmp_path / "lattice-other-4")
-    (tmp_path / "lattice-engine-5").symlink_to(other)
-    running = tmp_path / "lattice-engine-6"
+    other = aged(shared / "dev-4")
+    (shared / "engine-5").symlink_to(other)
+    running = shared / "engine-6"
     running.mkdir()
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(running / "control.sock"))
         listening.listen()
         aged(running)
         assert set(sweep(str(tmp_path))) == {str(left), str(empty)}
-    assert {path.name for path in tmp_path.iterdir()} == {
-        f"lattice-{name}" for name in ("engine-3", "other-4", "engine-5", "engine-6")
-    }
+    assert {path.name for path in shared.iterdir()} == {"engine-3", "dev-4", "engine-5", "engine-6"}
     assert young.exists()
+
+
+def test_what_all_share_goes_with_the_last_one(tmp_path: Path) -> None:
+    shared = tmp_path / f"lattice-{os.geteuid()}"
+    shared.mkdir()
+    aged(shared / "engine-1")
+    assert len(sweep(str(tmp_path))) == 1
+    assert not shared.exists()
 
 
 def test_directory_that_is_not_there_has_nothing(tmp_path: Path) -> None:

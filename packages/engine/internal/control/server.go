@@ -28,7 +28,7 @@ type Server struct {
 func New(mode, runtimeDir, version string) (*Server, error) {
 	s := &Server{mode: mode, version: version, runtimeDir: runtimeDir, mux: http.NewServeMux()}
 	if runtimeDir == "" {
-		dir, err := os.MkdirTemp(shortTempDir(), "lattice-engine-")
+		dir, err := makeOwnDir(shortTempDir())
 		if err != nil {
 			return nil, fmt.Errorf("cannot make a runtime directory: %w; give one with --runtime-dir", err)
 		}
@@ -56,7 +56,7 @@ const longestSocketPath = 107
 
 // shortTempDir is the directory for temporary files, or /tmp where a socket in that would have too long a path.
 func shortTempDir() string {
-	if len(filepath.Join(os.TempDir(), "lattice-engine-0123456789", "control.sock")) > longestSocketPath {
+	if len(filepath.Join(sharedDir(os.TempDir()), "engine-0123456789", "control.sock")) > longestSocketPath {
 		return "/tmp"
 	}
 	return ""
@@ -140,7 +140,7 @@ func (s *Server) Serve(ctx context.Context) error {
 
 func (s *Server) removeDir() {
 	if s.ownDir {
-		_ = os.RemoveAll(s.runtimeDir)
+		removeOwnDir(s.runtimeDir)
 	}
 }
 

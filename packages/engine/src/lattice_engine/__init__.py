@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lattice_engine._client import EngineClient
     from lattice_engine._errors import EngineError, EngineMissing
     from lattice_engine._find import engine_path
+    from lattice_engine._place import private_directory, remove_private_directory
     from lattice_engine._process import EngineProcess
     from lattice_engine._sockets import namespace_socket
 
@@ -22,6 +23,8 @@ __all__ = [
     "EngineProcess",
     "engine_path",
     "namespace_socket",
+    "private_directory",
+    "remove_private_directory",
 ]
 
 _HOME = {
@@ -31,6 +34,8 @@ _HOME = {
     "EngineProcess": "_process",
     "engine_path": "_find",
     "namespace_socket": "_sockets",
+    "private_directory": "_place",
+    "remove_private_directory": "_place",
 }
 
 

@@ -247,9 +247,9 @@ class EngineProcess:
     def _remove_leftovers(self) -> None:
         """What a killed engine could not remove itself."""
         if self._owns_directory:
-            import shutil
+            from lattice_engine._place import remove_private_directory
 
-            shutil.rmtree(self.control.parent, ignore_errors=True)
+            remove_private_directory(str(self.control.parent))
             return
         for left in (self.control, *self.control.parent.glob("sockets-*.sock")):
             with contextlib.suppress(OSError):

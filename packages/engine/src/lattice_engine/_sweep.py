@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 import socket
 import time
 
-PREFIX = "lattice-engine-"
+from lattice_engine._place import remove_private_directory, shared_name
+
+PREFIX = "engine-"
 AGE = 60.0  # seconds; a younger one's engine may not listen yet
 
 
@@ -18,22 +20,30 @@ def sweep(directory: str) -> list[str]:
         directory: where engines make theirs.
     """
     removed: list[str] = []
-    try:
-        entries = list(os.scandir(directory))
-    except OSError:
-        return removed
-    for entry in entries:
-        if entry.name.startswith(PREFIX) and _is_left(entry):
-            shutil.rmtree(entry.path, ignore_errors=True)
-            removed.append(entry.path)
+    for shared in _directories(directory, shared_name()):
+        for entry in _directories(shared.path, PREFIX):
+            if _is_left(entry):
+                remove_private_directory(entry.path)
+                removed.append(entry.path)
     return removed
+
+
+def _directories(path: str, prefix: str) -> list[os.DirEntry[str]]:
+    """This user's in a directory, with names that begin so."""
+    with contextlib.suppress(OSError), os.scandir(path) as entries:
+        return [
+            entry
+            for entry in entries
+            if entry.name.startswith(prefix)
+            and entry.is_dir(follow_symlinks=False)
+            and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+        ]
+    return []
 
 
 def _is_left(entry: os.DirEntry[str]) -> bool:
     try:
         status = entry.stat(follow_symlinks=False)
-        if not entry.is_dir(follow_symlinks=False) or status.st_uid != os.geteuid():
-            return False
         return time.time() - status.st_mtime > AGE and not _answers(f"{entry.path}/control.sock")
     except OSError:
         return False

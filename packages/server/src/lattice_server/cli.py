@@ -11,7 +11,6 @@ import os
 import shlex
 import signal
 import sys
-import tempfile
 import threading
 from contextlib import ExitStack
 from enum import StrEnum
@@ -247,6 +246,7 @@ def dev(
 
       lattice dev
     """
+    from lattice_engine import private_directory
     from lattice_server.fabric import Fabric, FabricError
 
     ended = threading.Event()
@@ -254,8 +254,7 @@ def dev(
         signal.signal(number, lambda *_: ended.set())
     with ExitStack() as stack:
         if directory is None:
-            temporary = tempfile.TemporaryDirectory(prefix="lattice-dev-")
-            directory = Path(stack.enter_context(temporary))
+            directory = Path(stack.enter_context(private_directory("dev-")))
         try:
             fabric = stack.enter_context(
                 Fabric(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-import shutil
 import signal
 import subprocess
 import weakref
@@ -19,7 +18,7 @@ from typing import Any, Literal
 
 import httpx
 
-from lattice_engine import EngineError, EngineProcess
+from lattice_engine import EngineError, EngineProcess, remove_private_directory
 from lattice_server.children import Child, FabricError, read_json
 
 __all__ = ["Fabric", "FabricError"]
@@ -318,7 +317,7 @@ class Fabric:
             with contextlib.suppress(EngineError):
                 EngineProcess.attach(control).close()
         if not control.is_relative_to(self.directory):
-            shutil.rmtree(control.parent, ignore_errors=True)
+            remove_private_directory(str(control.parent))
         elif control.exists():
             control.unlink()
 

@@ -139,16 +139,23 @@ def secret_places(engine: str, named: Iterable[str | None]) -> list[str]:
         named: paths from settings; those that are ``None`` are left out.
     """
     home = os.path.expanduser("~")
-    places = [engine, *(os.path.abspath(os.path.expanduser(name)) for name in named if name)]
+    places = [
+        _shared(engine),
+        *(os.path.abspath(os.path.expanduser(name)) for name in named if name),
+    ]
     for variable, usual in (("XDG_CONFIG_HOME", ".config"), ("XDG_STATE_HOME", ".local/state")):
         places.append(os.path.join(os.environ.get(variable) or f"{home}/{usual}", "lattice"))
-    temporary = os.path.dirname(engine)
-    with contextlib.suppress(OSError), os.scandir(temporary) as entries:
-        for entry in entries:
-            # Of other agents, and of a fabric for development, which has an admin token.
-            if entry.name.startswith(("lattice-engine-", "lattice-dev-", "lattice-demo-")):
-                places.append(entry.path)
+    # Of other agents, and of a fabric for development, which has an admin token; now and later.
+    shared = f"lattice-{os.geteuid()}"
+    for directory in (os.environ.get("TMPDIR"), "/tmp"):  # noqa: S108
+        places += [f"{directory}/{shared}"] if directory else []
     return [place for place in dict.fromkeys(places) if os.path.exists(place)]
+
+
+def _shared(engine: str) -> str:
+    """The directory of all this user's engines, where this one is in it; see place.go."""
+    parent = os.path.dirname(engine)
+    return parent if os.path.basename(parent).startswith(f"lattice-{os.geteuid()}") else engine
 
 
 class _Lifeline:

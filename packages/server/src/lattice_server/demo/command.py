@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -39,20 +40,24 @@ def demo(
     if importlib.util.find_spec("langgraph") is None:
         _refuse("the demo runs a LangGraph graph, and langgraph is not installed; "
                 "run: pip install 'lattice-server[demo]'")  # fmt: skip
+    from lattice_engine import private_directory
     from lattice_server.demo.story import TEMPORARY, Story
     from lattice_server.demo.view import JsonView, TextView, shown
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
-    try:
-        directory = Path(tempfile.mkdtemp(prefix="lattice-demo-"))
-    except OSError as error:
-        _refuse(f"cannot make a temporary directory: {error}; set TMPDIR to one that is writable")
-    temporary = directory / TEMPORARY
-    temporary.mkdir(0o700)
-    # What the parts make goes there as well, so that "no file is left" covers it.
-    os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
-    with shown(JsonView() if as_json else TextView()) as view:
+    with ExitStack() as stack:
+        try:
+            directory = Path(stack.enter_context(private_directory("demo-")))
+            temporary = directory / TEMPORARY
+            temporary.mkdir(0o700)
+        except OSError as error:
+            _refuse(
+                f"cannot make a temporary directory: {error}; set TMPDIR to one that is writable"
+            )
+        # What the parts make goes there as well, so that "no file is left" covers it.
+        os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
+        view = stack.enter_context(shown(JsonView() if as_json else TextView()))
         with Story(directory, view) as story:
             outcomes = story.play()
         view.close(outcomes)
