@@ -25,8 +25,15 @@ ensure_tools() {
     [ -x .tools/bin/uv ] && return
     python=$(find_python)
     rm -rf .tools
-    "$python" -m venv .tools 2>/dev/null ||
+    "$python" -m venv .tools 2>/dev/null || {
+        # A Python without ensurepip, as Debian splits it, may have a pip of its own, which serves others too.
+        rm -rf .tools
+        "$python" -m venv --without-pip .tools 2>/dev/null &&
+            "$python" -m pip --python .tools/bin/python install --quiet --disable-pip-version-check 'uv>=0.5' 2>/dev/null &&
+            return
+        rm -rf .tools
         fail "'$python -m venv' failed: this Python has no ensurepip. On Debian and Ubuntu: apt-get install python3-venv"
+    }
     .tools/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
 }
 

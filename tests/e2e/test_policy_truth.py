@@ -63,13 +63,15 @@ class Mutant:
         after: what it becomes.
         seed: of examples that come to it early.
         caught: what the failure says.
+        expiries: how many identities are waited for to the end.
     """
 
     file: str
     before: str
     after: str
     seed: int = 4
-    caught: str = r"passes|refused|goes on|broke"
+    caught: str = r": (passes|refused|the connection goes on|the connection broke)( |$)"
+    expiries: int = 0
 
 
 MUTANTS = {
@@ -104,6 +106,13 @@ MUTANTS = {
         "while above is not None:",
         "while False:",
     ),
+    "a life in the wrong unit": Mutant(
+        "hub.py",
+        "(self.expires_at - now) / 1000:.3f",
+        "(self.expires_at - now) / 100:.3f",
+        caught=": passes ",
+        expiries=2,
+    ),
     "a change of policy that nobody is told": Mutant(
         "workspace_policy.py",
         "control.hub.publish(touched)",
@@ -127,4 +136,4 @@ def test_a_mutant_of_the_control_plane_is_caught(
     (package / mutant.file).write_text(text.replace(mutant.before, mutant.after))
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
     with pytest.raises(AssertionError, match=mutant.caught):
-        run(tmp_path / "fabric", 8, mutant.seed)
+        run(tmp_path / "fabric", 8, mutant.seed, mutant.expiries)

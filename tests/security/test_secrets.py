@@ -20,6 +20,8 @@ from support.issuer import AUDIENCE, Issuer
 from support.tenants import Api, make_tenant, new_key
 from support.wire import Tap
 
+# Any of ours, also those that this test does not know: a letter, 32 bytes in base64 (credentials.py).
+TOKEN = re.compile(rb"lt-[a-z][A-Za-z0-9_-]{43}")
 PRIVATE = re.compile(r"PrivateKey = (\S+)")
 
 
@@ -180,6 +182,8 @@ def test_clients_say_tokens_in_one_header_and_nowhere_else(life: Life) -> None:
             if b"GET /api/v1/peers" in lines[0] and what == "by hand":
                 continue
             assert token.encode() not in rest, (what, lines[0])
+        unknown = set(TOKEN.findall(rest)) - {life.tokens["by hand"].encode()}
+        assert not unknown, lines[0]
     assert {"admin", "workspace", "enrollment", "jwt", "rotated", "by hand"} <= seen
 
 
@@ -205,7 +209,7 @@ def test_server_says_tokens_to_those_who_get_them_and_to_nobody_else(life: Life)
     answers = re.split(rb"(?=HTTP/1\.1 \d{3})", life.received)
     for answer in answers:
         head = answer.partition(b"\r\n\r\n")[0]
-        if any(token.encode() in answer for token in life.tokens.values()):
+        if TOKEN.search(answer) or any(t.encode() in answer for t in life.tokens.values()):
             assert b"cache-control: no-store" in head.lower(), answer[:300]
             assert head.startswith((b"HTTP/1.1 201", b"HTTP/1.1 200")), answer[:300]
 
@@ -215,6 +219,7 @@ def test_database_has_no_token_and_no_private_key(life: Life) -> None:
     assert [file.name for file in files][:1] == ["lattice.db"]
     data = b"".join(file.read_bytes() for file in files)
     assert b"by-hand" in data  # it is the database, and read with its journal
+    assert TOKEN.findall(data) == []
     for what, token in life.tokens.items():
         assert token.encode() not in data, what
         assert token[5:].encode() not in data, what
@@ -234,6 +239,7 @@ def test_files_and_logs_have_no_secret_but_the_files_that_are_for_it(life: Life)
             continue
         data = path.read_bytes()
         looked_at += 1
+        assert TOKEN.findall(data) == [], path
         for what, token in life.tokens.items():
             assert token.encode() not in data, (what, path)
         for key in (*life.agent_keys, *life.server_keys):
