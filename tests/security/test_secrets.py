@@ -20,7 +20,7 @@ from support.issuer import AUDIENCE, Issuer
 from support.tenants import Api, make_tenant, new_key
 from support.wire import Tap
 
-# Any of ours, also those that this test does not know: a letter, 32 bytes in base64 (credentials.py).
+# Any of ours, also those that this test does not know: a letter and 32 bytes (credentials.py).
 TOKEN = re.compile(rb"lt-[a-z][A-Za-z0-9_-]{43}")
 PRIVATE = re.compile(r"PrivateKey = (\S+)")
 
