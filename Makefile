@@ -36,7 +36,7 @@ test-contract: environments ## a lane of test: the contract, then AutoGen's gene
 	@for extra in $(AUTOGEN); do \
 		echo "AutoGen, $$extra:"; \
 		.venvs/autogen-$$extra/bin/pytest packages/autogen/tests/test_autogen_$${extra%%-*}*.py \
-			$$(ls tests/*/test_autogen_$${extra}*.py 2>/dev/null) || exit 1; \
+			$$(ls tests/*/test_autogen_$${extra%%-*}*.py 2>/dev/null) || exit 1; \
 	done
 
 test-whole: environments ## a lane of test: everything together, and what the documentation says

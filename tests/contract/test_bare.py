@@ -14,6 +14,18 @@ from lattice_sdk.testing.contract import AdapterContract
 T = TypeVar("T")
 
 
+def referred(agent: LatticeAgent) -> Callable[[], LatticeAgent]:
+    """What gives an agent that somebody else keeps."""
+    reference = weakref.ref(agent)
+
+    def get() -> LatticeAgent:
+        found = reference()
+        assert found is not None
+        return found
+
+    return get
+
+
 class Blocking(Adapter):
     name = "bare, blocking"
     capabilities = frozenset({Capability.HOLD, Capability.EXCEPTIONS})
@@ -27,14 +39,7 @@ class Blocking(Adapter):
 
     def hold(self, settings: Mapping[str, Any]) -> tuple[object, Callable[[], LatticeAgent]]:
         agent = LatticeAgent(**{"isolation": "proxy", **settings}).open()
-        reference = weakref.ref(agent)
-
-        def get() -> LatticeAgent:
-            found = reference()
-            assert found is not None
-            return found
-
-        return agent, get
+        return agent, referred(agent)
 
 
 class Isolated(Blocking):
@@ -51,7 +56,7 @@ class Isolated(Blocking):
 
 class Async(Adapter):
     name = "bare, async"
-    capabilities = frozenset({Capability.ASYNC, Capability.EXCEPTIONS})
+    capabilities = frozenset({Capability.ASYNC, Capability.HOLD, Capability.EXCEPTIONS})
 
     def run(self, settings: Mapping[str, Any], work: Callable[[LatticeAgent], T]) -> T:
         async def in_thread(agent: LatticeAgent) -> T:
@@ -67,6 +72,13 @@ class Async(Adapter):
 
     def plain(self, work: Callable[[], T]) -> T:
         return asyncio.run(asyncio.to_thread(work))
+
+    def hold(self, settings: Mapping[str, Any]) -> tuple[object, Callable[[], LatticeAgent]]:
+        async def opened() -> LatticeAgent:
+            return await LatticeAgent(**settings).aopen()
+
+        agent = asyncio.run(opened())
+        return agent, referred(agent)
 
 
 class TestBlocking(AdapterContract):

@@ -13,7 +13,8 @@ import pytest
 
 from conftest import World
 from support.terminal import Terminal
-from support.waiting import wait_for
+from support.waiting import process_alive, processes_mentioning, wait_for
+from support.wrapped import descendants
 
 PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
 CTRL_C, CTRL_D, CTRL_Z, CTRL_BACKSLASH = "\x03", "\x04", "\x1a", "\x1c"
@@ -127,6 +128,35 @@ def test_stopped_program_can_be_killed(run: Callable[..., Terminal]) -> None:
         assert os.WTERMSIG(terminal.news()["status"]) == signal.SIGKILL
 
 
+def test_kill_of_what_runs_leaves_nothing(run: Callable[..., Terminal], world: World) -> None:
+    """Neither its program nor its helpers nor its identity; a bare program is just gone."""
+    before = agents(world)
+    with run("sh", "-c", "trap '' HUP INT TERM; echo ready; sleep 4804") as terminal:
+        terminal.expect("ready")
+        inside = wait_for("the program", lambda: sleeping("4804"))
+        mine = [terminal.job, *descendants(terminal.job)]
+        assert set(inside) <= set(mine)
+        identities = agents(world) - before
+        os.kill(terminal.job, signal.SIGKILL)
+        assert os.WTERMSIG(terminal.news()["status"]) == signal.SIGKILL
+        if not identities:
+            for pid in inside:  # nobody sees to the children of a bare shell
+                os.kill(pid, signal.SIGKILL)
+        wait_for("all processes to be gone", lambda: not [p for p in mine if process_alive(p)])
+        wait_for("its identity to be gone", lambda: not identities & agents(world))
+
+
+def sleeping(seconds: str) -> list[int]:
+    """Who sleeps that long."""
+    found = processes_mentioning(f"sleep {seconds}")
+    return [pid for pid, line in found if line.startswith("sleep")]
+
+
+def agents(world: World) -> set[str]:
+    page = world.fabric.request("GET", "/api/v1/peers?limit=500")
+    return {peer["peerId"] for peer in page["items"] if peer["kind"] == "agent"}
+
+
 def test_program_that_handles_the_stop_is_not_stopped_past_it(
     run: Callable[..., Terminal],
 ) -> None:
@@ -183,12 +213,7 @@ def test_shell_with_job_control(run: Callable[..., Terminal]) -> None:
 
 def wait_until_reading(terminal: Terminal) -> None:
     """Until a job of the inner shell has the terminal."""
-    from support.waiting import processes_mentioning
-
-    wait_for(
-        "the inner job",
-        lambda: [pid for pid, line in processes_mentioning("sleep 47") if line.startswith("sleep")],
-    )
+    wait_for("the inner job", lambda: sleeping("47"))
 
 
 def test_nothing_is_typed_into_the_callers_terminal(

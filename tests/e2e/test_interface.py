@@ -198,3 +198,19 @@ def test_process_without_the_capability_is_told(pod: Pod) -> None:
     """
     without = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
     assert "CAP_NET_ADMIN" in pod.script(code, before=without)
+
+
+@pytest.mark.timeout(400)
+def test_contract_of_adapters_holds() -> None:
+    """In a network namespace of its own, with a fabric of its own."""
+    contract = Path(__file__).parent.parent / "support" / "interface_contract.py"
+    pytest_in_pod = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(contract)]
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh", *pytest_in_pod],
+        capture_output=True,
+        text=True,
+        timeout=390,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout

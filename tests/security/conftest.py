@@ -12,7 +12,8 @@ import pytest
 
 from lattice_sdk import LatticeAgent
 from lattice_sdk.testing.world import World
-from support.attempts import Attempt, command, outside, told
+from support.attempts import Attempt, outside
+from support.inside import Inside, OfAgent, inside_exec
 from support.targets import Targets, start_targets
 from support.tenants import Api, Tenant, two_tenants
 
@@ -31,23 +32,26 @@ def agent(lattice_world: World) -> Iterator[LatticeAgent]:
         yield agent
 
 
+@pytest.fixture(scope="session", params=["agent", "lattice exec"])
+def inside(request: pytest.FixtureRequest, lattice_world: World) -> Iterator[Inside]:
+    """Attempts by a program in a sandbox: the agent's, and one that ``lattice exec`` set up."""
+    if request.param == "agent":
+        yield OfAgent(request.getfixturevalue("agent"))
+    else:
+        with inside_exec(lattice_world) as made:
+            yield made
+
+
 @pytest.fixture(scope="session")
-def inside(agent: LatticeAgent) -> Callable[..., Attempt]:
-    """An attempt by a program in the sandbox."""
+def held(inside: Inside) -> Callable[..., Attempt]:
+    """Assert that an attempt succeeds outside and fails inside; how it failed.
 
-    def run(name: str, /, **arguments: Any) -> Attempt:
-        return told(agent.run(command(name, arguments), capture_output=True, text=True, timeout=60))
+    ``free`` is who makes it outside, a program in no sandbox when left out.
+    """
 
-    return run
-
-
-@pytest.fixture(scope="session")
-def held(inside: Callable[..., Attempt]) -> Callable[..., Attempt]:
-    """Assert that an attempt succeeds outside and fails inside; how it failed."""
-
-    def check(name: str, /, **arguments: Any) -> Attempt:
-        free = outside(name, **arguments)
-        assert free.reached, f"the attempt proves nothing, it fails outside too: {free.why}"
+    def check(name: str, /, free: Callable[..., Attempt] = outside, **arguments: Any) -> Attempt:
+        control = free(name, **arguments)
+        assert control.reached, f"the attempt proves nothing, it fails outside too: {control.why}"
         caught = inside(name, **arguments)
         assert not caught.reached, f"{name} {arguments}: {caught.why}"
         return caught

@@ -95,7 +95,16 @@ def possible(host: Targets, world: World, agent: LatticeAgent) -> dict[str, str]
         "shell": f"bash -c {shlex.quote(shell)}",
         "datagram": attack("udp", host=address, port=host.udp),
         "multicast": attack("multicast", group=GROUP, port=host.multicast, interface="127.0.0.1"),
-        "name": attack("resolve", name="data.attacker.example", server=address, port=host.dns),
+        **{
+            f"name by {protocol}": attack(
+                "resolve",
+                name="data.attacker.example",
+                server=address,
+                port=host.dns,
+                protocol=protocol,
+            )
+            for protocol in ("tcp", "udp")
+        },
         "control plane": attack("tcp", host=plane.hostname, port=plane.port, send=ask),
         "the agent's proxy": attack("tcp", host=proxy.hostname, port=proxy.port, send=ask),
     }
@@ -110,7 +119,9 @@ def impossible(world: World) -> dict[str, str]:
     return {
         "another service": curl(f"http://{world.addresses['payroll']}/"),
         "metadata": attack("tcp", host="169.254.169.254", port=80),
-        "name server of the world": attack("resolve", name="x.example", server="8.8.8.8", port=53),
+        "name server of the world": attack(
+            "resolve", name="x.example", server="8.8.8.8", port=53, protocol="udp"
+        ),
         "lookup": attack("lookup", name="data.attacker.example"),
         "network of its own": attack("own_network_namespace"),
     }

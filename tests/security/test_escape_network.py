@@ -4,31 +4,56 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 import pytest
 
 from lattice_sdk import LatticeAgent
 from lattice_sdk.testing.world import World
-from support.targets import GROUP, Targets, own_addresses, own_addresses6
+from lattice_sdk.wgconfig import parse
+from support.attempts import Attempt, in_own_namespaces, outside
+from support.inside import Inside, OfAgent
+from support.listening import Record, listening
+from support.targets import GROUP, MDNS, Targets, own_addresses, own_addresses6
 from support.waiting import wait_for
 
-Held = Callable[..., object]
+Held = Callable[..., Attempt]
 ROOT = os.geteuid() == 0
 ADDRESSES = own_addresses()
 AT_ONCE = 2.5  # seconds; an attempt that is let to time out takes 3
+ASK = "GET / HTTP/1.0\r\nHost: github-tools.lattice\r\n\r\n"
+# Where the C library and programs ask for names, systemd-resolved(8), nscd(8), avahi-daemon(8).
+RESOLVERS = ["/run/systemd/resolve/io.systemd.Resolve", "/run/nscd/socket", "/var/run/nscd/socket"]
+RESOLVERS += ["/run/avahi-daemon/socket", "/run/dbus/system_bus_socket"]
 
 
-def test_the_sandbox_has_the_network_that_is_granted(
-    inside: Held, agent: LatticeAgent, lattice_world: World
-) -> None:
+@pytest.fixture(scope="module")
+def permitted(lattice_world: World) -> Iterator[OfAgent]:
+    """Inside the sandbox of an agent that may reach those that listen."""
+    settings = lattice_world.settings(policy_preset="coordinator", isolation="required")
+    with LatticeAgent(**settings) as agent:
+        yield OfAgent(agent)
+
+
+@pytest.fixture(scope="module")
+def record(lattice_world: World) -> Iterator[Record]:
+    """Of what reaches an agent that listens."""
+    settings = lattice_world.settings(policy_preset="coordinator", isolation="required")
+    with LatticeAgent(**settings) as agent, listening(agent) as record:
+        yield record
+
+
+def gateway(inside: Inside) -> str:
+    return ".".join([*inside.overlay_ip.split(".")[:2], "0", "1"])
+
+
+def test_the_sandbox_has_the_network_that_is_granted(inside: Inside, lattice_world: World) -> None:
     """Else all that follows would prove nothing."""
-    request = "GET / HTTP/1.0\r\nHost: github-tools.lattice\r\n\r\n"
     for host in ("github-tools.lattice", lattice_world.addresses["github-tools"]):
-        got = inside("tcp", host=host, port=80, send=request, until="}")
+        got = inside("tcp", host=host, port=80, send=ASK, until="}")
         assert got.reached, got.why
-        assert f'"client": "{agent.overlay_ip}"' in got.why
+        assert f'"client": "{inside.overlay_ip}"' in got.why
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
@@ -57,21 +82,37 @@ def test_multicast_does_not_leave(host: Targets, held: Held) -> None:
     held("multicast", group=GROUP, port=host.multicast, interface="127.0.0.1")
 
 
-def test_broadcast_does_not_leave(host: Targets, held: Held, inside: Held) -> None:
+def test_broadcast_does_not_leave(host: Targets, held: Held, inside: Inside) -> None:
     held("udp", host="127.255.255.255", port=host.udp, broadcast=True)
     before = len(host.seen)
     assert not inside("udp", host="255.255.255.255", port=host.udp, broadcast=True).reached
     assert len(host.seen) == before
 
 
+def test_neighbours_are_not_asked_for_names(host: Targets, held: Held) -> None:
+    held("multicast", group=MDNS[0], port=MDNS[1], interface="127.0.0.1")
+
+
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_name_server_of_the_host_is_not_asked(host: Targets, held: Held, address: str) -> None:
-    held("resolve", name="secret.attacker.example", server=address, port=host.dns)
-
-
-def test_lookup_finds_services_and_nothing_else(
-    inside: Held, agent: LatticeAgent, lattice_world: World
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_name_server_of_the_host_is_not_asked(
+    host: Targets, held: Held, protocol: str, address: str
 ) -> None:
+    name = "secret.attacker.example"
+    held("resolve", name=name, server=address, port=host.dns, protocol=protocol)
+
+
+@pytest.mark.parametrize("path", RESOLVERS)
+def test_resolver_of_the_host_is_not_asked(inside: Inside, path: str) -> None:
+    if os.path.exists(path):  # it need not understand what it is told
+        free = outside("unix", path=path)
+        assert free.reached or free.why in ("timed out", "closed without an answer"), free.why
+    caught = inside("unix", path=path)
+    assert not caught.reached
+    assert "Permission denied" in caught.why
+
+
+def test_lookup_finds_services_and_nothing_else(inside: Inside, lattice_world: World) -> None:
     found = inside("lookup", name="github-tools.lattice")
     assert found.why == lattice_world.addresses["github-tools"]
     unknown = inside("lookup", name="secret.attacker.example")
@@ -81,62 +122,132 @@ def test_lookup_finds_services_and_nothing_else(
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "10.255.255.53"])
 @pytest.mark.parametrize("port", [53, 443, 853])
-def test_public_name_servers_are_refused(inside: Held, address: str, port: int) -> None:
-    assert not inside("resolve", name="x.example", server=address, port=port).reached
+def test_public_name_servers_are_refused(inside: Inside, address: str, port: int) -> None:
+    for protocol in ("tcp", "udp"):
+        caught = inside("resolve", name="x.example", server=address, port=port, protocol=protocol)
+        assert not caught.reached
+        assert caught.seconds < AT_ONCE
 
 
 # 127.0.0.1 is the sandbox's own, and may be pinged.
-@pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("address", [a for a in ADDRESSES if not a.startswith("127.")])
-def test_ping_does_not_reach_the_host(held: Held, inside: Held, address: str, raw: bool) -> None:
-    if ROOT and raw:
-        held("ping", host=address, raw=raw)
-    else:  # outside an ordinary user may have neither kind of socket
-        assert not inside("ping", host=address, raw=raw).reached
+def test_ping_does_not_reach_the_host(inside: Inside, address: str) -> None:
+    free = inside("ping", host=gateway(inside), raw=False)
+    assert free.reached, f"the attempt proves nothing, what may be pinged is not: {free.why}"
+    assert not inside("ping", host=address, raw=False).reached
 
 
-def test_raw_sockets_are_not_to_be_had(inside: Held, host: Targets) -> None:
-    assert not inside("raw_tcp", host=ADDRESSES[-1], port=host.tcp).reached
-    assert not inside("packet_socket").reached
+# Others than root have no such sockets outside, but have them in a network of their own.
+FREE, NEAR = (outside, ADDRESSES[-1]) if ROOT else (in_own_namespaces, "127.0.0.1")
+
+
+def test_raw_sockets_are_not_to_be_had(held: Held, host: Targets) -> None:
+    held("ping", free=FREE, host=NEAR, raw=True)
+    held("raw_tcp", free=FREE, host=NEAR, port=host.tcp)
+    held("packet_socket", free=FREE)
+
+
+NETLINK, UEVENTS, KEYS = 16, 15, 15  # linux/socket.h, linux/netlink.h
 
 
 @pytest.mark.parametrize(
-    "number",
-    [socket.AF_VSOCK, 38, 33, 30, 31, 16 + 1],
-    ids=["vsock", "alg", "rxrpc", "tipc", "bt", "packet"],
+    ("number", "protocol", "everywhere"),
+    [
+        (NETLINK, UEVENTS, True),
+        (17, 0, True),
+        (socket.AF_VSOCK, 0, False),
+        (38, 0, False),
+        (33, 0, False),
+        (30, 0, False),
+        (31, 0, False),
+        (44, 0, False),
+        (KEYS, 2, False),
+    ],
+    ids=["uevents", "packet", "vsock", "alg", "rxrpc", "tipc", "bt", "xdp", "key"],
 )
-def test_families_that_know_no_namespaces_are_not_to_be_had(inside: Held, number: int) -> None:
-    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_RAW):
-        assert not inside("family", number=number, kind=kind).reached
-
-
-def test_spoofed_source_reaches_nobody(
-    inside: Held, lattice_world: World, agent: LatticeAgent
+def test_families_that_know_no_namespaces_are_not_to_be_had(
+    inside: Inside, number: int, protocol: int, everywhere: bool
 ) -> None:
-    with LatticeAgent(**lattice_world.settings()) as other:
-        for target in (lattice_world.addresses["github-tools"], agent.overlay_ip):
-            attempt = inside("spoof", source=other.overlay_ip, host=target, port=80)
-            assert not attempt.reached, attempt.why
+    kinds = [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_RAW]
+    arguments = {"number": number, "kinds": kinds, "protocol": protocol}
+    free = [outside("family", **arguments), in_own_namespaces("family", **arguments)]
+    reached = any(each.reached for each in free)
+    lacking = all("Address family not supported" in each.why for each in free)
+    assert reached or (lacking and not everywhere), f"the attempt proves nothing: {free}"
+    caught = inside("family", **arguments)
+    assert not caught.reached
+    assert set(caught.why.split("; ")) <= {
+        "[Errno 97] Address family not supported by protocol",
+        "[Errno 93] Protocol not supported",
+    }
 
 
-def test_other_agents_are_refused(inside: Held, lattice_world: World) -> None:
-    with LatticeAgent(**lattice_world.settings()) as other:
-        for protocol in ("tcp", "udp"):
-            caught = inside(protocol, host=other.overlay_ip, port=80)
-            assert not caught.reached
-            assert caught.seconds < AT_ONCE
-        assert not inside("ping", host=other.overlay_ip, raw=False).reached
+def test_spoofed_source_reaches_nobody(inside: Inside, permitted: OfAgent, record: Record) -> None:
+    """The datagram of one who may not, from the address of one who may."""
+    at = {"host": record.address, "port": record.port}
+    own, spoofed = f"of its owner, before {inside.peer_id}", f"spoofed by {inside.peer_id}"
+    permitted("spoof", source=permitted.overlay_ip, text=own, **at)
+    owners = ("udp", permitted.overlay_ip, own)
+    wait_for("the owner's own datagram to come", lambda: owners in record.seen)
+    for _ in range(3):
+        inside("spoof", source=permitted.overlay_ip, text=spoofed, **at)
+    pass_on(inside, permitted, record)
+    assert spoofed not in record.texts()
 
 
-def test_gateway_answers_nothing_but_pings(
-    inside: Held, agent: LatticeAgent, lattice_world: World
+def pass_on(inside: Inside, permitted: OfAgent, record: Record) -> None:
+    """Wait until what was sent from inside would have come."""
+    assert inside("tcp", host="github-tools.lattice", port=80, send=ASK).reached
+    last = f"last, after {inside.peer_id} {len(record.seen)}"
+    permitted(
+        "spoof", source=permitted.overlay_ip, text=last, host=record.address, port=record.port
+    )
+    wait_for("a later datagram to come", lambda: last in record.texts())
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_other_agents_are_refused(
+    inside: Inside, permitted: OfAgent, record: Record, protocol: str
 ) -> None:
-    gateway = ".".join([*agent.overlay_ip.split(".")[:2], "0", "1"])
+    free = permitted(protocol, host=record.address, port=record.port)
+    assert free.reached, f"the attempt proves nothing, nobody may: {free.why}"
+    caught = inside(protocol, host=record.address, port=record.port)
+    assert not caught.reached
+    assert caught.seconds < AT_ONCE
+    pass_on(inside, permitted, record)
+    assert not record.of(inside.overlay_ip)
+
+
+def test_other_agents_are_not_pinged(inside: Inside, record: Record) -> None:
+    assert inside("ping", host=gateway(inside), raw=False).reached
+    assert not inside("ping", host=record.address, raw=False).reached
+
+
+def test_gateway_answers_nothing_but_pings(inside: Inside) -> None:
     for port in (22, 53, 80, 443, 51820):
         for protocol in ("tcp", "udp"):
-            caught = inside(protocol, host=gateway, port=port)
+            caught = inside(protocol, host=gateway(inside), port=port)
             assert not caught.reached
             assert caught.seconds < AT_ONCE
+
+
+def test_control_of_the_gateway_is_not_reached(held: Held, lattice_world: World) -> None:
+    held("unix", path=str(lattice_world.gateway_control))
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_wireguard_of_the_gateway_is_not_reached(
+    inside: Inside, agent: LatticeAgent, address: str
+) -> None:
+    """It answers nobody whom it does not know; where nothing listens, the kernel does."""
+    config = agent._identity().wireguard_config
+    assert config is not None
+    port = int(parse(config.get_secret_value()).endpoint.rpartition(":")[2])
+    free = outside("udp", host=address, port=port)
+    assert free.why == "timed out", f"the attempt proves nothing: {free.why}"
+    caught = inside("udp", host=address, port=port)
+    assert "Connection refused" in caught.why or "No route" in caught.why
+    assert caught.seconds < AT_ONCE
 
 
 def test_control_plane_is_not_reached(held: Held, lattice_world: World) -> None:
@@ -146,12 +257,12 @@ def test_control_plane_is_not_reached(held: Held, lattice_world: World) -> None:
 
 
 def test_metadata_service_is_refused_and_the_attempt_is_on_record(
-    inside: Held, agent: LatticeAgent, lattice_world: World
+    inside: Inside, lattice_world: World
 ) -> None:
     caught = inside("tcp", host="169.254.169.254", port=80)
     assert not caught.reached
     assert caught.seconds < AT_ONCE
-    path = f"/api/v1/events?type=denied&peerId={agent.peer_id}"
+    path = f"/api/v1/events?type=denied&peerId={inside.peer_id}"
     wait_for(
         "the attempt to be in the event log",
         lambda: any(
@@ -161,8 +272,10 @@ def test_metadata_service_is_refused_and_the_attempt_is_on_record(
     )
 
 
-def test_proxy_of_the_agent_is_not_reached(held: Held, agent: LatticeAgent, host: Targets) -> None:
+def test_proxy_of_the_agent_is_not_reached(held: Held, agent: LatticeAgent) -> None:
     """From inside not at all, and outside not without its secret."""
     proxy = urlsplit(agent.proxy_env()["HTTP_PROXY"])
     request = "GET http://github-tools.lattice/ HTTP/1.0\r\n\r\n"
+    answer = outside("tcp", host=proxy.hostname, port=proxy.port, send=request)
+    assert answer.why.split()[1] == "407"
     held("tcp", host=proxy.hostname, port=proxy.port, send=request)

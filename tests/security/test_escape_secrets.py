@@ -8,15 +8,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+import pytest
 
 from lattice_sdk import LatticeAgent
 from lattice_sdk.testing.world import World
 from support.attempts import command, outside, told
-
-Held = Callable[..., Any]
+from support.inside import EXEC, Inside
+from support.wrapped import descendants
 
 
 def _secrets(agent: LatticeAgent, world: World) -> list[str]:
@@ -30,7 +30,7 @@ def _secrets(agent: LatticeAgent, world: World) -> list[str]:
 
 
 def test_no_secret_is_in_files_or_processes(
-    agent: LatticeAgent, lattice_world: World, inside: Held, tmp_path: Path
+    agent: LatticeAgent, lattice_world: World, inside: Inside, tmp_path: Path
 ) -> None:
     secrets = [secret[::-1] for secret in _secrets(agent, lattice_world)]
     # The control plane of these tests belongs to the same user, who may read what it keeps.
@@ -49,7 +49,7 @@ def test_no_secret_is_in_files_or_processes(
 
 
 def test_environment_of_the_caller_gives_no_credential(
-    lattice_world: World, tmp_path: Path
+    way: list[str], lattice_world: World, tmp_path: Path
 ) -> None:
     """Neither the token nor the file that it is in, nor what else means credentials to Lattice."""
     token = tmp_path / "token"
@@ -67,14 +67,14 @@ def test_environment_of_the_caller_gives_no_credential(
         "HTTP_PROXY": "http://user:password@127.0.0.1:9",
     }
     show = "import json, os; print(json.dumps(dict(os.environ)))"
-    done = _exec(environment, sys.executable, "-c", show)
+    done = _run(way, environment, sys.executable, "-c", show)
     inside = json.loads(done.stdout)
     assert lattice_world.token not in done.stdout
     assert "password" not in done.stdout
     assert inside["PATH"] == os.environ["PATH"], "the rest of the environment is the caller's"
     for path in (token, config):
-        assert outside("read", path=str(path)).reached
-        caught = told(_exec(environment, *command("read", {"path": str(path)})))
+        assert lattice_world.token in outside("read", path=str(path)).why
+        caught = told(_run(way, environment, *command("read", {"path": str(path)})))
         assert not caught.reached or lattice_world.token not in caught.why, f"{path} can be read"
 
 
@@ -83,25 +83,62 @@ def test_arguments_of_the_launcher_hold_no_secret(
 ) -> None:
     program = agent.popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        public = Path(f"/proc/{program.pid}/cmdline").read_bytes()
-        with contextlib.suppress(PermissionError):  # then nobody reads it
-            public += Path(f"/proc/{program.pid}/environ").read_bytes()
+        public = _public(program.pid)
+        assert b"input()" in public
         for secret in _secrets(agent, lattice_world):
             assert secret.encode() not in public
     finally:
         program.communicate(b"\n")
 
 
-def _exec(environment: dict[str, str], *argv: str) -> subprocess.CompletedProcess[str]:
-    """A program of an agent that takes everything from its environment."""
+def test_processes_of_a_command_hold_no_secret(way: list[str], lattice_world: World) -> None:
+    """Neither its engine nor its launcher nor its program; its own environment is the caller's."""
+    token = lattice_world.token.encode()
+    environment = os.environ | {
+        "LATTICE_SERVER": lattice_world.server,
+        "LATTICE_TOKEN": lattice_world.token,
+    }
+    with subprocess.Popen(
+        [*way, sys.executable, "-c", "print('up', flush=True); input()"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"up\n"
+        assert token in _public(program.pid), "secrets are not found where they are"
+        others = descendants(program.pid)
+        assert len(others) >= 3, "engine, launcher and program"
+        holding = [pid for pid in others if token in _public(pid)]
+        assert not holding, [_public(pid) for pid in holding]
+        program.communicate(b"\n", timeout=60)
+
+
+def _public(pid: int) -> bytes:
+    """Arguments and environment of a process."""
+    public = Path(f"/proc/{pid}/cmdline").read_bytes()
+    with contextlib.suppress(PermissionError):  # then nobody reads it
+        public += Path(f"/proc/{pid}/environ").read_bytes()
+    return public
+
+
+@pytest.fixture(params=["agent", "lattice exec"])
+def way(request: pytest.FixtureRequest) -> list[str]:
+    """A command that runs a program as an agent, all of whose settings are its environment's."""
     script = (
         "import sys\n"
         "from lattice_sdk import LatticeAgent\n"
         "with LatticeAgent(isolation='required') as agent:\n"
         "    sys.exit(agent.run(sys.argv[1:]).returncode)\n"
     )
+    return EXEC if request.param == "lattice exec" else [sys.executable, "-c", script]
+
+
+def _run(
+    way: list[str], environment: dict[str, str], *argv: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", script, *argv],
+        [*way, *argv],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -31,6 +31,7 @@ ATTACKS: dict[str, Callable[..., Any]] = {}
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 0x10000000, 0x40000000  # linux/sched.h
 AF_VSOCK, AF_ALG, AF_RXRPC, AF_TIPC, AF_BLUETOOTH = 40, 38, 33, 30, 31  # linux/socket.h
 IP_FREEBIND = 15  # linux/in.h
+MS_BIND, MNT_DETACH = 4096, 2  # linux/mount.h
 PTRACE_ATTACH = 16  # linux/ptrace.h
 SYSCALLS = {  # asm/unistd_64.h, asm-generic/unistd.h
     "x86_64": {"io_uring_setup": 425, "pidfd_open": 434, "pidfd_getfd": 438, "memfd": 319},
@@ -109,17 +110,17 @@ def multicast(group: str, port: int, interface: str) -> str:
 
 
 @attack
-def resolve(name: str, server: str, port: int) -> str:
-    """Ask a name server by hand, by UDP and, where that is not answered, by TCP."""
+def resolve(name: str, server: str, port: int, protocol: str) -> str:
+    """Ask a name server by hand."""
     labels = b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))
     query = struct.pack(">HHHHHH", 7, 0x0100, 1, 0, 0, 0) + labels + b"\0" + b"\0\1\0\1"
-    try:
+    if protocol == "udp":
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
             datagrams.settimeout(PATIENCE)
             datagrams.connect((server, port))
             datagrams.send(query)
-            return datagrams.recv(512).hex()
-    except OSError:
+            answer = datagrams.recv(512)
+    else:
         with socket.create_connection((server, port), PATIENCE) as stream:
             stream.sendall(struct.pack(">H", len(query)) + query)
             answer = stream.recv(512)
@@ -170,21 +171,27 @@ def packet_socket() -> str:
 
 
 @attack
-def spoof(source: str, host: str, port: int) -> str:
-    """A datagram from an address of somebody else."""
+def spoof(source: str, host: str, port: int, text: str) -> str:
+    """A datagram from an address of somebody else; who gets it tells whether it came."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
-        datagrams.settimeout(PATIENCE)
         datagrams.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
         datagrams.bind((source, 0))
-        datagrams.sendto(b"hello", (host, port))
-        return datagrams.recv(4096).decode(errors="replace")
+        datagrams.sendto(text.encode(), (host, port))
+    return "sent"
 
 
 @attack
-def family(number: int, kind: int = socket.SOCK_STREAM) -> str:
+def family(number: int, kinds: list[int], protocol: int = 0) -> str:
     """A socket of a family that network namespaces do not hold, or hold badly."""
-    with socket.socket(number, kind):
-        return "open"
+    failures = []
+    for kind in kinds:
+        try:
+            socket.socket(number, kind, protocol).close()
+        except OSError as error:
+            failures.append(str(error))
+        else:
+            return "open"
+    raise HeldError("; ".join(failures))
 
 
 # Over sockets of this machine.
@@ -366,15 +373,20 @@ def enter_namespaces(pid: int) -> str:
 
 @attack
 def mount(target: str) -> str:
-    """Mount something over something."""
-    libc("mount", b"tmpfs", target.encode(), b"tmpfs", 0, None)
+    """Mount something over a directory or a file."""
+    if os.path.isdir(target):
+        libc("mount", b"tmpfs", target.encode(), b"tmpfs", 0, None)
+    else:
+        libc("mount", b"/dev/null", target.encode(), None, MS_BIND, None)
     return "mounted"
 
 
 @attack
-def unmount(target: str) -> str:
-    """Take away what was mounted over something."""
-    libc("umount2", target.encode(), 2)
+def unmount(target: str, mounted: bool = True) -> str:
+    """Take away what was mounted over something, once something is."""
+    if not mounted:
+        mount(target)
+    libc("umount2", target.encode(), MNT_DETACH)
     return "unmounted"
 
 

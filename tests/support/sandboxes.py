@@ -73,17 +73,18 @@ class Sandbox:
     Attributes:
         spec: for the launcher; :meth:`write` after changes.
         directory: the agent's own, which no program sees.
+        code: where the launcher's modules are.
     """
 
     def __init__(self, uid: int) -> None:
         self.uid = uid
         self.python = interpreter(uid)
         self.directory = Path(tempfile.mkdtemp(prefix="lattice-sandbox-"))
-        self._code = Path(tempfile.mkdtemp(prefix="lattice-code-"))
+        self.code = Path(tempfile.mkdtemp(prefix="lattice-code-"))
         self.spec = Spec("namespace")
 
     def __enter__(self) -> Sandbox:
-        home = self._code / "lattice_sdk" / "sandbox"
+        home = self.code / "lattice_sdk" / "sandbox"
         shutil.copytree(Path(sandbox.__file__).parent, home)
         self._enter = home / "enter.py"
         view = self.directory / "view"
@@ -92,9 +93,9 @@ class Sandbox:
         (view / "resolv.conf").write_text("nameserver 127.0.0.1\n")
         (view / "identity.json").write_text('{"peerId": "peer-1"}')
         os.mkfifo(self.directory / "lifeline", 0o600)
-        for place in (self.directory, view, self.directory / "lifeline", self._code):
+        for place in (self.directory, view, self.directory / "lifeline", self.code):
             os.chown(place, self.uid, self.uid)
-        self._code.chmod(0o755)
+        self.code.chmod(0o755)
         self._holder = subprocess.Popen(
             [self.python, "-c", HOLDER],
             stdin=subprocess.PIPE,
@@ -118,7 +119,7 @@ class Sandbox:
         self.drop_lifeline()
         self._holder.communicate("", timeout=10)
         shutil.rmtree(self.directory)
-        shutil.rmtree(self._code)
+        shutil.rmtree(self.code)
 
     def write(self) -> None:
         """Make the spec's file anew."""
@@ -145,6 +146,7 @@ class Sandbox:
         *arguments: str,
         options: tuple[str, ...] = (),
         machine: str = "",
+        before: tuple[str, ...] = (),
         **settings: Any,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program inside and wait for it.
@@ -152,10 +154,11 @@ class Sandbox:
         Args:
             arguments: of the program.
             options: of the launcher.
+            before: words of a command that executes the launcher.
             machine: shell commands of root that change the machine's mounts, for this run alone.
             settings: of :func:`subprocess.run`.
         """
-        command = self.command(*arguments, options=options)
+        command = [*before, *self.command(*arguments, options=options)]
         user = self._as_user()
         if machine:
             who = f"exec setpriv --reuid {self.uid} --regid {self.uid} --clear-groups"

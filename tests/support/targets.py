@@ -17,6 +17,7 @@ from pathlib import Path
 
 GREETING = b"you are out\n"
 GROUP = "239.192.77.77"  # RFC 2365: organization-local scope
+MDNS = ("224.0.0.251", 5353)  # RFC 6762, 3
 SECRET = "sesame-of-the-host"
 
 
@@ -27,6 +28,7 @@ class Targets:
     Attributes:
         addresses: IPv4 addresses of the host, loopback first.
         seen: senders of datagrams that came, with their text.
+        giver: a path socket that gives a descriptor away to whoever says something.
         connected: an inheritable descriptor of a connection of the host.
         victim: a process of the host with a secret in its environment.
     """
@@ -40,6 +42,7 @@ class Targets:
     dns: int = 0
     unix: Path = Path()
     unix_datagram: Path = Path()
+    giver: Path = Path()
     abstract: str = ""
     connected: int = -1
     victim: int = 0
@@ -126,11 +129,16 @@ def start_targets(directory: Path) -> Iterator[Targets]:
         targets.multicast = group.getsockname()[1]
         membership = socket.inet_aton(GROUP) + socket.inet_aton("127.0.0.1")
         group.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+        neighbours = open_socket(socket.AF_INET, socket.SOCK_DGRAM, MDNS)
+        membership = socket.inet_aton(MDNS[0]) + socket.inet_aton("127.0.0.1")
+        neighbours.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
         targets.dns = _open_both(lambda kind, port: open_socket(socket.AF_INET, kind, ("", port)))
         targets.unix = directory / "service.sock"
         open_socket(socket.AF_UNIX, socket.SOCK_STREAM, str(targets.unix))
         targets.unix_datagram = directory / "log.sock"
         open_socket(socket.AF_UNIX, socket.SOCK_DGRAM, str(targets.unix_datagram))
+        targets.giver = directory / "giver.sock"
+        open_socket(socket.AF_UNIX, socket.SOCK_STREAM, str(targets.giver))
         targets.abstract = f"@lattice-escape-{os.getpid()}"
         open_socket(socket.AF_UNIX, socket.SOCK_STREAM, "\0" + targets.abstract[1:])
         connection = stack.enter_context(socket.create_connection(("127.0.0.1", targets.tcp)))
@@ -181,6 +189,8 @@ def _serve(
                 with contextlib.suppress(OSError):
                     if ready in streams:
                         accepted = stack.enter_context(ready.accept()[0])
+                        if ready.getsockname() == str(targets.giver):
+                            socket.send_fds(accepted, [b"take it\n"], [accepted.fileno()])
                         selector.register(accepted, selectors.EVENT_READ, accepted)
                     elif ready in datagrams:
                         data, sender = ready.recvfrom(4096)

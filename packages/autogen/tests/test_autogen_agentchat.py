@@ -6,15 +6,20 @@ import asyncio
 import copy
 import gc
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
 from autogen_agentchat.agents import AssistantAgent, BaseChatAgent
 from autogen_agentchat.base import Response
-from autogen_agentchat.messages import BaseChatMessage, TextMessage
+from autogen_agentchat.messages import (
+    BaseChatMessage,
+    ModelClientStreamingChunkEvent,
+    TextMessage,
+)
 from autogen_agentchat.teams import RoundRobinGroupChat
 from autogen_core import CancellationToken
+from autogen_core.models import RequestUsage
 from autogen_core.tools import FunctionTool, StaticWorkbench
 
 from lattice_autogen import (
@@ -74,6 +79,61 @@ class Assistant(LatticeMixin, AssistantAgent):
 
 
 # Agents.
+
+
+class Chatty:
+    """Tells in between what it does, as agents that stream do."""
+
+    produced_message_types = (TextMessage,)
+
+    async def on_messages(
+        self, messages: Sequence[BaseChatMessage], cancellation_token: CancellationToken
+    ) -> Response:
+        raise AssertionError("it streams")
+
+    async def on_messages_stream(
+        self, messages: Sequence[BaseChatMessage], cancellation_token: CancellationToken
+    ) -> AsyncIterator[Any]:
+        for part in ("a", "b"):
+            yield ModelClientStreamingChunkEvent(content=part, source=self.name)
+            await asyncio.sleep(0)
+        told = TextMessage(content="ab", source=self.name, models_usage=RequestUsage(3, 4))
+        yield Response(chat_message=told, inner_messages=[])
+
+    async def on_reset(self, cancellation_token: CancellationToken) -> None:
+        return
+
+
+class BareChatty(Chatty, BaseChatAgent):
+    pass
+
+
+class LatticeChatty(LatticeMixin, BareChatty):
+    pass
+
+
+async def test_stream_is_the_bare_agents(lattice_world: World) -> None:
+    """The same messages, of the same types, in the same order; of a team's agents as well."""
+
+    async def streams(kind: type[Any], **settings: Any) -> list[tuple[type[Any], Any]]:
+        agent = kind("coder", "a coder", **settings)
+        team = RoundRobinGroupChat([agent], max_turns=1)
+        told = [step async for step in agent.run_stream(task="go on")]
+        told += [step async for step in team.run_stream(task="go on")]
+        await agent.close()
+        return [(type(step), without_ids(step.model_dump())) for step in told]
+
+    bare = await streams(BareChatty)
+    assert [kind.__name__ for kind, _ in bare].count("ModelClientStreamingChunkEvent") == 4
+    assert await streams(LatticeChatty, **lattice_world.settings(agent_name=None)) == bare
+
+
+def without_ids(value: Any) -> Any:
+    """What is the same each time."""
+    if isinstance(value, dict):
+        own = ("id", "created_at", "full_message_id")
+        return {name: without_ids(each) for name, each in value.items() if name not in own}
+    return [without_ids(each) for each in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("kind", [MixedIn, OwnAgent])

@@ -77,6 +77,23 @@ def test_subclasses_chat_as_before_and_have_the_agents_name(
     assert lattice_world.request("GET", path)["name"] == "coder"
 
 
+def test_history_of_a_chat_is_the_bare_agents(make: Make) -> None:
+    """And so are its summary, its cost and who asked for input."""
+
+    def chat(kind: type[Any]) -> dict[str, Any]:
+        coder = make(kind, "coder", code_execution_config=False)
+        turns = iter(["first", {"content": "second", "name": "coder"}, None])
+        coder.register_reply([None, ConversableAgent], lambda *_, **__: (True, next(turns)))
+        asker = make(ConversableAgent, "asker", default_auto_reply="go on")
+        asked = asker.initiate_chat(coder, message="hello", max_turns=3, silent=True)
+        told = {name: value for name, value in vars(asked).items() if name != "chat_id"}
+        return told | {"kept": [dict(message) for message in coder.chat_messages[asker]]}
+
+    bare = chat(ConversableAgent)
+    assert [message["content"] for message in bare["chat_history"]][1:4:2] == ["first", "second"]
+    assert chat(LatticeConversableAgent) == bare
+
+
 def test_leaving_the_block_ends_the_identity_but_not_the_agent(
     lattice_world: World, make: Make
 ) -> None:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from lattice_sdk.sandbox import trouble
+from lattice_sdk.sandbox.spec import NAMESPACE, PROBE
 from support.sandboxes import Sandbox
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="changes the machine's mounts")
@@ -73,9 +74,53 @@ def test_settings_of_distributions_are_named(path: str, monkeypatch: pytest.Monk
     assert advice in trouble.cause(errno.EPERM)
 
 
-def test_seccomp_of_a_container_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trouble, "field", {"Seccomp": "2"}.get)
-    assert "seccomp=unconfined" in trouble.cause(errno.EPERM)
+# Executes what follows under a filter that refuses new namespaces, as a container runtime's does.
+FILTERED = """
+import ctypes, errno, os, sys
+sys.path.insert(0, sys.argv[1])
+from lattice_sdk.sandbox import kernel, seccomp
+allow = 0x7FFF0000  # seccomp(2)
+judge = seccomp.Program()
+judge.load_argument(0)
+judge.if_any_bit(int(sys.argv[2]), errno.EPERM)
+judge.returns(allow)
+program = seccomp.Program()
+program.load(0)
+for name in ("unshare", "clone"):
+    program.on(seccomp.SYSCALLS[os.uname().machine][name], judge)
+program.returns(allow)
+assert ctypes.CDLL(None).prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+kernel.install_filter(bytes(program))
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+NEW_TIME, NEW_USER, NEW_PID = 0x80, 0x10000000, 0x20000000  # linux/sched.h
+
+
+def under_filter(sandbox: Sandbox, flags: int) -> subprocess.CompletedProcess[str]:
+    """A program of a sandbox whose launcher may make no namespaces of these kinds."""
+    before = (sandbox.python, "-I", "-S", "-c", FILTERED, str(sandbox.code), str(flags))
+    return sandbox.run("echo", "ran", before=before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag", "step"),
+    [
+        (NAMESPACE, NEW_PID, "a process namespace of its own"),
+        (PROBE, NEW_USER, "a user namespace"),
+        (PROBE, NEW_PID, "a process namespace of its own"),
+    ],
+)
+def test_seccomp_of_a_container_is_named(
+    own_sandbox: Sandbox, kind: str, flag: int, step: str
+) -> None:
+    own_sandbox.spec.kind = kind
+    own_sandbox.write()
+    free = under_filter(own_sandbox, NEW_TIME)
+    assert (free.returncode, free.stdout) == (0, "ran\n"), free.stderr
+    done = under_filter(own_sandbox, flag)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert f"the sandbox cannot be made: {step}: Operation not permitted" in done.stderr
+    assert "seccomp=unconfined" in done.stderr
 
 
 def test_old_kernel_is_named() -> None:

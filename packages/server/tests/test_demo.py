@@ -98,7 +98,7 @@ def test_step_that_shows_something_else_fails_the_demo_and_ends_it(home: Path) -
     assert processes_mentioning(str(home)) == []
 
 
-def test_footprint_finds_an_orphan_a_socket_and_a_file(tmp_path: Path) -> None:
+def test_footprint_finds_an_orphan_a_socket_a_file_and_a_held_namespace(tmp_path: Path) -> None:
     program = (
         "import subprocess, sys, tempfile; from pathlib import Path; Path('made').touch();"
         "subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL)"
@@ -112,12 +112,23 @@ footprint = Footprint(directory)
 subprocess.run([sys.executable, "-c", {program!r}], cwd=directory, check=True)
 server = socket.socket(socket.AF_UNIX)
 server.bind(str(directory / "s"))
+apart = "import ctypes; assert not ctypes.CDLL(None).unshare(0x50000000); print(); input()"
+with subprocess.Popen(
+    [sys.executable, "-c", apart], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+) as child:
+    child.stdout.readline()
+    assert footprint.remember_namespaces() == 1
+    network = os.readlink(f"/proc/{{child.pid}}/ns/net")
+    held = os.open(f"/proc/{{child.pid}}/ns/net", os.O_RDONLY)
+    child.communicate(b"\\n")
 found = footprint.found()
 for line in found:
     if line.startswith("process"):
         os.kill(int(line.split()[1].strip(":")), 9)
         os.waitpid(int(line.split()[1].strip(":")), 0)
 server.close()
+os.close(held)
+assert f"namespace {{network}} of process {{os.getpid()}}" in found, found
 import shutil; shutil.rmtree(directory)
 print(len(found), "|".join(found), footprint.found())
 """

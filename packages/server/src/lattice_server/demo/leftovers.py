@@ -13,7 +13,7 @@ PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 
 class Footprint:
-    """Processes, network namespaces, sockets and files that this process and its children make.
+    """Processes, namespaces, sockets and files that this process and its children make.
 
     From now on, whatever a child leaves running becomes a child of this process (subreaper,
     prctl(2)), so that none can get away.
@@ -25,19 +25,17 @@ class Footprint:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._namespaces: set[str] = set()
-        self._had = _own_descriptors("socket:")
+        self._had = _own_sockets()
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "cannot become the reaper of what is left running")
 
     def remember_namespaces(self) -> int:
-        """Note the network namespaces that children live in. Returns how many there are."""
-        own = _network_namespace("self")
+        """Note the namespaces that children live in. Returns how many networks have been noted."""
+        own = _namespaces("self")
         for pid in _descendants():
-            namespace = _network_namespace(str(pid))
-            if namespace not in (None, own):
-                self._namespaces.add(str(namespace))
-        return len(self._namespaces)
+            self._namespaces |= _namespaces(str(pid)) - own
+        return sum(name.startswith("net:") for name in self._namespaces)
 
     def commands(self) -> list[str]:
         """Command lines of all processes that descend from this one."""
@@ -63,11 +61,14 @@ class Footprint:
         return found
 
     def _held_namespaces(self) -> list[str]:
-        holders = (name for name in os.listdir("/proc") if name.isdigit())
+        # Of nobody else: what children leave comes to this process, and the kernel gives the
+        # number of a namespace that has gone to the next one that anybody makes.
         return [
-            f"network namespace {namespace} of process {pid}"
-            for pid in holders
-            if (namespace := _network_namespace(pid)) in self._namespaces
+            f"namespace {namespace} of process {pid}"
+            for pid in (os.getpid(), *_descendants())
+            for namespace in sorted(
+                (_namespaces(str(pid)) | _descriptors(str(pid))) & self._namespaces
+            )
         ]
 
     def _sockets(self) -> list[str]:
@@ -77,8 +78,8 @@ class Footprint:
         return [f"socket {path[0]}" for path in paths if path and path[0].startswith(below)]
 
     def _own_sockets(self) -> list[str]:
-        now = _own_descriptors("socket:")
-        return [f"socket {name} of this process" for name in sorted(now - self._had)]
+        new = _own_sockets() - self._had
+        return [f"socket {name} of this process" for name in sorted(new)]
 
     def files(self, below: str) -> list[str]:
         """What is in a directory of the run's."""
@@ -104,21 +105,26 @@ def _descendants() -> list[int]:
     return found
 
 
-def _own_descriptors(kind: str) -> set[str]:
+def _own_sockets() -> set[str]:
+    return {name for name in _descriptors("self") if name.startswith("socket:")}
+
+
+def _descriptors(pid: str) -> set[str]:
+    """What the descriptors of a process are of."""
+    return _links(f"/proc/{pid}/fd")
+
+
+def _namespaces(pid: str) -> set[str]:
+    return _links(f"/proc/{pid}/ns")
+
+
+def _links(directory: str) -> set[str]:
     found = set()
-    for number in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the one that listed them is gone
-            name = os.readlink(f"/proc/self/fd/{number}")
-            if name.startswith(kind):
-                found.add(name)
+    with contextlib.suppress(OSError):  # the process ends
+        for name in os.listdir(directory):
+            with contextlib.suppress(OSError):  # so does the descriptor that listed them
+                found.add(os.readlink(f"{directory}/{name}"))
     return found
-
-
-def _network_namespace(pid: str) -> str | None:
-    try:
-        return os.readlink(f"/proc/{pid}/ns/net")
-    except OSError:
-        return None  # it has ended, or is somebody else's
 
 
 def _command(pid: int) -> str:

@@ -89,6 +89,7 @@ class Story:
         for name, claim, step in steps:
             self._view.begin(claim)
             outcome = self._try(name, claim, step)
+            self._footprint.remember_namespaces()
             self._view.end(outcome)
             outcomes.append(outcome)
             if not outcome.ok:
@@ -244,6 +245,7 @@ class Story:
             download = Download(STREAM, agent.proxy_env())
             ready = time.monotonic()
             self._wait("the download to run", lambda: download.last_byte > ready)
+            self._footprint.remember_namespaces()
             sent = time.monotonic()
             httpx.delete(
                 f"{self._fabric.url}/api/v1/peers/{agent.peer_id}",
@@ -262,6 +264,7 @@ class Story:
         with running_victim(self._fabric, self._directory) as (victim, peer):
             expect(peer in self._peers(), f"{peer} is not at the control plane")
             expect(peer in self._gateway_peers(), f"{peer} is not at the gateway")
+            self._footprint.remember_namespaces()
             victim.kill()
             killed = time.monotonic()
             self._wait(
@@ -320,7 +323,7 @@ class Story:
         try:
             httpx.get(f"{url}/healthz", timeout=2, trust_env=False)
         except httpx.ConnectError:
-            return "no process, network namespace, socket or file", {}
+            return "no process, namespace, socket or file", {}
         raise UnexpectedError(f"{url} still answers")
 
     def _peers(self) -> set[str]:
