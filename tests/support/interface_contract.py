@@ -30,16 +30,6 @@ class Interface(Adapter):
 class TestInterface(AdapterContract):
     adapter = Interface
 
-    # Without "metadata": what is no address of the overlay has no way into the tunnel. It is not
-    # reached, but nobody refuses it either.
-    @pytest.mark.parametrize(
-        "target", ["undesignated", "other agent", "other port", "gateway", "name"]
-    )
-    def test_what_is_not_granted_is_refused_at_once(
-        self, lattice_world: World, target: str
-    ) -> None:
-        super().test_what_is_not_granted_is_refused_at_once(lattice_world, target)
-
     def test_two_agents_are_two_identities(self, lattice_world: World) -> None:
         """A pod is one agent's: the second is told, and the first goes on."""
 

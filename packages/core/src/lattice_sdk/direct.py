@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import os
 import socket
 from collections.abc import Callable
+from ipaddress import IPv4Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
 from lattice_sdk import policy, reach
@@ -20,6 +20,7 @@ from lattice_sdk.errors import (
     TunnelFailed,
 )
 from lattice_sdk.sandbox.facts import facts_of
+from lattice_sdk.wgconfig import parse
 
 if TYPE_CHECKING:
     from lattice_sdk.identity import Identity
@@ -86,10 +87,12 @@ def resolve(life: Lifecycle, host: str, port: int) -> str:
     if not 0 < port < 65536:
         raise ValueError(f"{port} is not a TCP port")
     address, destination = _address(identity, host), f"{host}:{port}"
-    if address is not None:
+    if address is not None and _has_way(identity, address):
         return address
     why = "there is no IPv6 in the tunnel"
-    if ":" not in host:
+    if address is not None:
+        why = "it is not in the tunnel's network"
+    elif ":" not in host:
         why = "a name that is not on its list; there is no DNS in the tunnel"
     reach.doubt(life)
     raise _refused(identity, f"{destination} ({why})", destination)
@@ -124,11 +127,19 @@ def _number(error: BaseException | None) -> int:
 
 def _address(identity: Identity, host: str) -> str | None:
     with contextlib.suppress(ValueError):
-        address = ipaddress.ip_address(host)
+        address = ip_address(host)
         four = address if address.version == 4 else address.ipv4_mapped
         return None if four is None else str(four)
     wanted = host.rstrip(".").lower()
     return next((to for name, to in identity.hosts.items() if name.lower() == wanted), None)
+
+
+def _has_way(identity: Identity, address: str) -> bool:
+    """Whether the tunnel takes packets for it; else a socket bound to an interface waits in vain."""
+    if identity.wireguard_config is None:
+        return True
+    taken = parse(identity.wireguard_config.get_secret_value()).allowed_ips
+    return any(IPv4Address(address) in ip_network(network, strict=False) for network in taken)
 
 
 def _refused(identity: Identity, told: str, destination: str) -> Refused:
