@@ -135,7 +135,7 @@ def _address(identity: Identity, host: str) -> str | None:
 
 
 def _has_way(identity: Identity, address: str) -> bool:
-    """Whether the tunnel takes packets for it; else a socket bound to an interface waits in vain."""
+    """Whether the tunnel takes packets for it; if not, a socket of an interface waits in vain."""
     if identity.wireguard_config is None:
         return True
     taken = parse(identity.wireguard_config.get_secret_value()).allowed_ips
