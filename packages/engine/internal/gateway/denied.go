@@ -81,6 +81,9 @@ func (c *counted) since(before *counted) []refused {
 		if n := more(packets, before.flows[key]); n > 0 {
 			known[key.source()] += n
 			all = append(all, refused{key, n})
+			if _, read := c.totals[key.source()]; !read {
+				c.ahead[key.source()] += n
+			}
 		}
 	}
 	for source, packets := range c.totals {

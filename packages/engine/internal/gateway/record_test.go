@@ -200,6 +200,9 @@ func TestWhatCountersSayOfRefusedFlows(t *testing.T) {
 		// Elements have timed out and come again.
 		{read(map[sourceKey]uint64{one: 16}, map[deniedKey]uint64{flow(one, 22): 2}), []refused{{flow(one, 22), 2}}},
 		{read(map[sourceKey]uint64{one: 1}, map[deniedKey]uint64{flow(one, 23): 1}), []refused{{flow(one, 23), 1}}},
+		// The first of a source.
+		{read(map[sourceKey]uint64{one: 1}, map[deniedKey]uint64{flow(two, 22): 1}), []refused{{flow(two, 22), 1}}},
+		{read(map[sourceKey]uint64{one: 1, two: 2}, map[deniedKey]uint64{flow(two, 22): 1}), []refused{{rest(two), 1}}},
 	} {
 		got := step.next.since(now)
 		slices.SortFunc(got, func(a, b refused) int { return slices.Compare(a.key[:], b.key[:]) })
