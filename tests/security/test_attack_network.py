@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,13 +16,18 @@ from conftest import World
 from lattice_sdk import LatticeAgent, LatticeError, Refused
 from lattice_sdk.connector import ServiceConnector
 from lattice_sdk.testing.tools import ToolService
+from support.attempts import Attempt, command, told
+
+AT_ONCE = 2.5  # seconds; an attempt that is let to time out takes 3
+ECHO = 7100
 
 
 @dataclass(frozen=True)
 class Side:
-    """A workspace with an agent of the widest preset and a tool service on the same port."""
+    """A workspace with agents of the widest preset and a tool service on the same port."""
 
     agent: LatticeAgent
+    neighbour: LatticeAgent
     service: str
     address: str
 
@@ -48,15 +55,44 @@ def sides(world: World) -> Iterator[tuple[Side, Side]]:
                 )
             )
             token = fabric.create_token(kind="workspace", workspaceId=workspace)
-            agent = LatticeAgent(
-                server=fabric.url,
-                token=token,
-                agent_name="coordinator",
-                policy_preset="coordinator",
+            agent, neighbour = (
+                stack.enter_context(
+                    LatticeAgent(
+                        server=fabric.url,
+                        token=token,
+                        agent_name=name,
+                        policy_preset="coordinator",
+                        isolation="required" if name == "neighbour" else None,
+                    )
+                )
+                for name in ("coordinator", "neighbour")
             )
-            return Side(stack.enter_context(agent), tool.name, connector.overlay_ip)
+            agent.forward(ECHO, f"127.0.0.1:{stack.enter_context(echo())}", "udp")
+            return Side(agent, neighbour, tool.name, connector.overlay_ip)
 
         yield make("ws-one"), make("ws-two")
+
+
+@contextmanager
+def echo() -> Iterator[int]:
+    """The UDP port of a server that sends back what it gets."""
+    with socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(("127.0.0.1", 0))
+
+        def answer() -> None:
+            while (got := datagrams.recvfrom(2048))[0]:
+                datagrams.sendto(*got)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield datagrams.getsockname()[1]
+        datagrams.sendto(b"", datagrams.getsockname())
+        thread.join()
+
+
+def attempt(agent: LatticeAgent, name: str, /, **arguments: object) -> Attempt:
+    done = agent.run(command(name, arguments), capture_output=True, text=True, timeout=60)
+    return told(done)
 
 
 def refused(agent: LatticeAgent, address: str, port: int) -> bool:
@@ -88,3 +124,24 @@ def test_coordinators_of_two_workspaces_do_not_find_each_other(sides: tuple[Side
     one, two = sides
     with two.agent.listen(7000):
         assert refused(one.agent, two.agent.overlay_ip, 7000)
+
+
+def test_neither_datagrams_nor_echoes_pass_between_workspaces(sides: tuple[Side, Side]) -> None:
+    for own, other in (sides, sides[::-1]):
+        # Within the workspace they do, else the rest would prove nothing.
+        near = own.agent.overlay_ip
+        for found in (
+            attempt(own.neighbour, "udp", host=near, port=ECHO),
+            attempt(own.neighbour, "ping", host=near, raw=False),
+        ):
+            assert found.reached, found.why
+        addresses = (other.agent.overlay_ip, other.neighbour.overlay_ip, other.address)
+        with ThreadPoolExecutor(len(addresses)) as pool:
+            ping = partial(attempt, own.neighbour, "ping", raw=False)
+            pings = [pool.submit(ping, host=address) for address in addresses]
+            assert not any(one.result().reached for one in pings)
+        for address in addresses:
+            for port in (80, ECHO):
+                got = attempt(own.neighbour, "udp", host=address, port=port)
+                assert not got.reached, (address, port, got.why)
+                assert got.seconds < AT_ONCE, "not refused but left to time out"

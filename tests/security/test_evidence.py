@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -57,6 +58,31 @@ def test_probes_are_added_up_by_agent_and_destination(world: World) -> None:
         assert (row["name"], row["destination"]) == ("probing", world.addresses["payroll"])
         assert (row["protocol"], row["port"], row["source"]) == ("tcp", 80, agent.overlay_ip)
         assert row["firstAt"] <= row["lastAt"]
+
+
+def test_scan_is_summed_up_and_hides_nobody(world: World) -> None:
+    scanned = range(2000, 2400)
+    with world.agent(agent_name="scanning") as agent, world.agent(agent_name="other") as other:
+        with ThreadPoolExecutor(16) as pool:
+
+            def knock(port: int) -> bool:
+                with pytest.raises(Refused):
+                    agent.connect(world.addresses["payroll"], port, timeout=10)
+                return True
+
+            assert all(pool.map(knock, scanned))
+        assert probe(other, world.addresses["payroll"], 1) == 1
+        wait_for(
+            "another agent's denial", lambda: lattice(world, "denials", "--peer", other.peer_id)
+        )
+
+        def summed_up() -> bool:
+            rows = lattice(world, "denials", "--peer", agent.peer_id)
+            rest = [row for row in rows if row["destination"] is None]
+            return bool(rest) and sum(row["packets"] for row in rows) >= len(scanned)
+
+        # The control plane adds up what it has no room for at the end of a minute.
+        wait_for("the sum", summed_up, timeout=90, pause=1)
 
 
 def test_agent_that_goes_on_probing_is_quarantined_and_its_neighbour_is_not(

@@ -127,6 +127,21 @@ def test_line_dies_with_its_parent_in_one_change(
     assert (answer.status_code, answer.json()["code"]) == (401, "token_revoked")
 
 
+def test_gateway_is_told_whose_line_an_agent_is_of(
+    plane: Any, gateway: Any, token: str, wait: Callable[..., Any]
+) -> None:
+    first = plane.enrolled(token, "first")
+    second = sub_agent(plane, first, "second")
+    third = sub_agent(plane, second, "third")
+    renew(plane, third)
+    again = plane.gateway()
+    wait("the synchronisation", lambda: len(again.peers) == 3)
+    for told in (gateway.peers, again.peers):
+        lines = {one["peerId"]: told[one["peerId"]].get("line") for one in (first, second, third)}
+        root = first["overlayIP"].removesuffix("/32")
+        assert lines == {first["peerId"]: None, second["peerId"]: root, third["peerId"]: root}
+
+
 def test_branch_dies_alone(plane: Any, gateway: Any, token: str) -> None:
     first = plane.enrolled(token, "first")
     second = sub_agent(plane, first, "second")

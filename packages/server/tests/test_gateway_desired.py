@@ -53,6 +53,13 @@ def test_nothing_reaches_the_engine_past_its_deadline(change: Change, now: float
         assert sent | set(body["remove"]) == change.upsert.keys() | change.remove
 
 
+def test_the_line_of_a_peer_reaches_the_engine() -> None:
+    peer = Peer.received(wire("peer-a", line="10.96.1.2", routes=["10.96.2.1"], other=1), now=0.0)
+    body = peer.body(1.0)
+    assert body is not None
+    assert (body["line"], body["routes"], "other" in body) == ("10.96.1.2", ["10.96.2.1"], False)
+
+
 def test_a_delay_shortens_the_life_that_is_told() -> None:
     change = Assembler().feed(
         {"type": "update", "revision": 2, "upsert": [wire("peer-a")], "remove": []}, now=100.0

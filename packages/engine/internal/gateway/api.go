@@ -50,6 +50,7 @@ func (g *gateway) getStatus(w http.ResponseWriter, _ *http.Request) {
 		"publicKey": g.tunnel.publicKey.String(), "listenPort": g.tunnel.bind.port, "interface": g.opts.iface,
 		"address": g.opts.address.String(), "namespace": g.opts.namespace, "device": g.device,
 		"revision": revision, "peers": peers, "grants": grants,
+		"connections": map[string]uint32{"agent": g.firewall.flows, "line": g.firewall.lineFlows},
 	})
 }
 

@@ -2,7 +2,9 @@ package gateway
 
 import (
 	"bytes"
+	"io"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -142,49 +144,117 @@ func TestPacketsWithIPOptionsAreDropped(t *testing.T) {
 	})
 }
 
-// A full connection table drops everybody's new connections: one agent must not be able to fill it.
+// A full connection table drops everybody's new connections: one agent must not be able to fill it, and while it tries,
+// what others have goes on.
 func TestOneAgentsConnectionsLeaveRoomForOthers(t *testing.T) {
-	one4(t, func(t *testing.T, g *running, agent, service *raw) {
-		other := g.raw("other", "10.96.2.6")
-		g.patch(other.body(60, toTCP(&service.client, 443)))
-		other.rawUp()
-		arrived := map[uint16]bool{}
-		refused := 0
-		collect := func(pause time.Duration) {
-			limit := time.After(pause)
-			for {
-				select {
-				case p := <-service.tun.out:
-					if isTCP(p, 443) && netip.AddrFrom4([4]byte(p[12:16])) == agent.address {
-						arrived[sourcePort(p)] = true
+	for name, flood := range map[string]struct {
+		protocol byte
+		packet   func(from, to netip.Addr, port uint16) []byte
+	}{
+		"tcp": {unix.IPPROTO_TCP, func(from, to netip.Addr, port uint16) []byte { return tcp4(from, to, port, 443, flagSYN) }},
+		"udp": {unix.IPPROTO_UDP, func(from, to netip.Addr, port uint16) []byte {
+			return ip4{from: from, to: to, protocol: unix.IPPROTO_UDP}.packet(datagram(port, 443, []byte("x")))
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			one4(t, func(t *testing.T, g *running, agent, service *raw) {
+				other, tool := g.client("other", "10.96.2.6"), g.client("tool", "10.96.0.8")
+				g.patch(agent.body(60, toTCP(&service.client, 443), toUDP(service, 443)), other.body(60, toTCP(tool, 443)), tool.body(nil))
+				other.up()
+				tool.up()
+				tool.serve(443, func(c net.Conn) { _, _ = io.Copy(c, c) })
+				goes := answering(t, other, tool)
+				arrived := map[uint16]bool{}
+				refused := 0
+				collect := func(pause time.Duration) {
+					limit := time.After(pause)
+					for {
+						select {
+						case p := <-service.tun.out:
+							if protocolOf(p) == flood.protocol && netip.AddrFrom4([4]byte(p[12:16])) == agent.address {
+								arrived[sourcePort(p)] = true
+							}
+						case p := <-agent.tun.out:
+							if isICMP(3)(p) || protocolOf(p) == unix.IPPROTO_TCP && transport(p)[13]&flagRST != 0 {
+								refused++
+							}
+						case <-limit:
+							return
+						}
 					}
-				case p := <-agent.tun.out:
-					if protocolOf(p) == unix.IPPROTO_TCP && transport(p)[13]&flagRST != 0 {
-						refused++
-					}
-				case <-limit:
-					return
 				}
+				for port := uint16(1024); port < 1024+3*flowsPerAgent; port++ {
+					agent.send(flood.packet(agent.address, service.address, port))
+					if port%64 == 0 {
+						collect(time.Millisecond) // the tunnel's queues hold as many as that
+					}
+					if port%1024 == 0 {
+						if stream, err := other.dial(tool, 443, 5*time.Second); err != nil {
+							t.Errorf("another agent's new connection, after %d of the flood: %v", port-1024, err)
+						} else {
+							stream.Close()
+						}
+					}
+				}
+				collect(2 * time.Second)
+				if rounds, longest := goes(); rounds < 10 || longest > 3*time.Second {
+					t.Errorf("another agent's connection was answered %d times during the flood, after %v at the longest", rounds, longest)
+				} else {
+					t.Logf("another agent's connection was answered %d times during the flood, after %v at the longest", rounds, longest)
+				}
+				if len(arrived) > flowsPerAgent {
+					t.Errorf("%d connections of one agent passed, and %d are the most", len(arrived), flowsPerAgent)
+				}
+				if len(arrived) < flowsPerAgent/2 {
+					t.Errorf("only %d connections passed: the flood was none", len(arrived))
+				}
+				if refused == 0 {
+					t.Error("what was too many was not refused")
+				}
+			})
+		})
+	}
+}
+
+// answering has one agent's connection answered again and again, until the returned function is called: it tells how
+// often it was, and the longest time that it took.
+func answering(t *testing.T, from, to *client) func() (int, time.Duration) {
+	t.Helper()
+	stream, err := from.dial(to, 443, 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, ended := make(chan struct{}), make(chan struct{})
+	rounds, longest := 0, time.Duration(0)
+	go func() {
+		defer close(ended)
+		defer stream.Close()
+		word := []byte("still here")
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(20 * time.Millisecond):
 			}
-		}
-		for port := uint16(1024); port < 1024+3*flowsPerAgent; port++ {
-			agent.send(tcp4(agent.address, service.address, port, 443, flagSYN))
-			if port%64 == 0 {
-				collect(time.Millisecond) // the tunnel's queues hold as many as that
+			began := time.Now()
+			_ = stream.SetDeadline(began.Add(10 * time.Second))
+			if _, err := stream.Write(word); err != nil {
+				t.Errorf("the open connection broke: %v", err)
+				return
 			}
+			if _, err := io.ReadFull(stream, word); err != nil {
+				t.Errorf("the open connection broke: %v", err)
+				return
+			}
+			rounds++
+			longest = max(longest, time.Since(began))
 		}
-		collect(2 * time.Second)
-		if len(arrived) > flowsPerAgent {
-			t.Errorf("%d connections of one agent passed, and %d are the most", len(arrived), flowsPerAgent)
-		}
-		if len(arrived) < flowsPerAgent/2 {
-			t.Errorf("only %d connections passed: the flood was none", len(arrived))
-		}
-		if refused == 0 {
-			t.Error("what was too many was not refused")
-		}
-		service.settled(other, 443)
-	})
+	}()
+	return func() (int, time.Duration) {
+		close(stop)
+		<-ended
+		return rounds, longest
+	}
 }
 
 // What is over does not count: an agent that closes its connections may open as many as it likes.

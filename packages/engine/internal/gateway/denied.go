@@ -21,7 +21,7 @@ func (g *gateway) deniedLoop() {
 	defer g.loops.Done()
 	ticker := time.NewTicker(deniedInterval)
 	defer ticker.Stop()
-	seen := map[[16]byte]uint64{}
+	seen := newCounted()
 	failing := false
 	for {
 		select {
@@ -46,7 +46,70 @@ func (g *gateway) deniedLoop() {
 	}
 }
 
-func (g *gateway) readDenied(seen map[[16]byte]uint64) (map[[16]byte]uint64, error) {
+// deniedKey is a key of the set of denied flows, and sourceKey one of the set of totals.
+type (
+	deniedKey [16]byte
+	sourceKey [4]byte
+)
+
+func (k deniedKey) source() sourceKey { return sourceKey(k[0:4]) }
+
+// counted is what the kernel's counters were when they were read.
+type counted struct {
+	flows  map[deniedKey]uint64
+	totals map[sourceKey]uint64
+	// ahead are packets that were seen with their flow before they were seen in the total, which is read first.
+	ahead map[sourceKey]uint64
+}
+
+func newCounted() *counted {
+	return &counted{flows: map[deniedKey]uint64{}, totals: map[sourceKey]uint64{}, ahead: map[sourceKey]uint64{}}
+}
+
+// refused is what has come since a former reading: packets of a flow, or of all flows of a source for which there was no
+// room, whose key is all zero but for the source.
+type refused struct {
+	key     deniedKey
+	packets uint64
+}
+
+// since works out what has come since a former reading. What totals have and no flow has is nobody's in particular.
+func (c *counted) since(before *counted) []refused {
+	var all []refused
+	known := maps.Clone(before.ahead)
+	for key, packets := range c.flows {
+		if n := more(packets, before.flows[key]); n > 0 {
+			known[key.source()] += n
+			all = append(all, refused{key, n})
+			if _, read := c.totals[key.source()]; !read {
+				c.ahead[key.source()] += n
+			}
+		}
+	}
+	for source, packets := range c.totals {
+		come, of := more(packets, before.totals[source]), known[source]
+		switch {
+		case come > of:
+			key := deniedKey{}
+			copy(key[:], source[:])
+			all = append(all, refused{key, come - of})
+		case come < of:
+			c.ahead[source] = of - come
+		}
+	}
+	return all
+}
+
+// more is how far a counter has got; one that is behind has timed out and come again.
+func more(now, before uint64) uint64 {
+	if now < before {
+		return now
+	}
+	return now - before
+}
+
+// readDenied reads the counters and reports what has come.
+func (g *gateway) readDenied(before *counted) (*counted, error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return nil, err
@@ -55,35 +118,40 @@ func (g *gateway) readDenied(seen map[[16]byte]uint64) (map[[16]byte]uint64, err
 	if _, err := conn.ListTableOfFamily(g.firewall.table.Name, g.firewall.table.Family); err != nil {
 		return nil, err
 	}
-	elements, err := conn.GetSetElements(g.firewall.sets[setDenied])
+	next := newCounted()
+	totals, err := conn.GetSetElements(g.firewall.sets[setTotals])
+	if err != nil || len(totals) == 0 {
+		return next, err // a total outlives its flows
+	}
+	for _, element := range totals {
+		if len(element.Key) == len(sourceKey{}) && element.Counter != nil {
+			next.totals[sourceKey(element.Key)] = element.Counter.Packets
+		}
+	}
+	flows, err := conn.GetSetElements(g.firewall.sets[setDenied])
 	if err != nil {
 		return nil, err
 	}
-	next := make(map[[16]byte]uint64, len(elements))
-	for _, element := range elements {
-		if len(element.Key) != 16 || element.Counter == nil {
-			continue
+	for _, element := range flows {
+		if len(element.Key) == len(deniedKey{}) && element.Counter != nil {
+			next.flows[deniedKey(element.Key)] = element.Counter.Packets
 		}
-		key := [16]byte(element.Key)
-		packets := element.Counter.Packets
-		next[key] = packets
-		before := seen[key]
-		if packets < before {
-			before = 0 // it has timed out and come again
-		}
-		if packets > before {
-			g.events.add(g.denied(key, packets-before))
-		}
+	}
+	for _, one := range next.since(before) {
+		g.events.add(g.denied(one))
 	}
 	return next, nil
 }
 
-func (g *gateway) denied(key [16]byte, packets uint64) event {
-	from := netip.AddrFrom4([4]byte(key[0:4]))
+func (g *gateway) denied(what refused) event {
+	key, from := what.key, netip.AddrFrom4(what.key.source())
 	port := binary.BigEndian.Uint16(key[12:14])
+	var destination, protocol string
+	if to := netip.AddrFrom4([4]byte(key[4:8])); !to.IsUnspecified() || key[8] != 0 {
+		destination, protocol = to.String(), protocolName(key[8])
+	}
 	e := event{
-		Type: "denied", Source: from.String(), Destination: netip.AddrFrom4([4]byte(key[4:8])).String(),
-		Protocol: protocolName(key[8]), Port: &port, Packets: packets,
+		Type: "denied", Source: from.String(), Destination: &destination, Protocol: &protocol, Port: &port, Packets: what.packets,
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()

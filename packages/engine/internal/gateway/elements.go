@@ -37,9 +37,12 @@ const (
 type elementKey struct {
 	set  uint8
 	size uint8
-	bits uint8 // of the network at the second address, in the set of ranges
-	key  [16]byte
+	bits uint8    // of the network at the second address, in the set of ranges
+	key  [16]byte // in the map of lines, what it leads to follows
 }
+
+// grants tells whether the element lets something pass.
+func (k elementKey) grants() bool { return k.set == inGrants || k.set == inPairs || k.set == inRanges }
 
 // end is the last key of a range.
 func (k elementKey) end() [16]byte {
@@ -56,9 +59,11 @@ const (
 	inGrants
 	inPairs
 	inRanges
+	inLines
+	inEnded
 )
 
-var setNames = [...]string{inLive: setLive, inGrants: setGrants, inPairs: setPairs, inRanges: setRanges}
+var setNames = [...]string{inLive: setLive, inGrants: setGrants, inPairs: setPairs, inRanges: setRanges, inLines: setLines, inEnded: setEnded}
 
 // change is one element's way from what the kernel has to what it shall have.
 type change struct {
@@ -215,13 +220,8 @@ func (e *elements) message(kind int, set uint8, changes []change, full bool) net
 				b = attribute(b, unix.NFTA_DATA_VALUE, end[:c.key.size])
 				shut(b, inner)
 			}
-			if set != inLive && kind == unix.NFT_MSG_NEWSETELEM {
-				var verdict int
-				b, inner = open(b, unix.NFTA_SET_ELEM_DATA)
-				b, verdict = open(b, unix.NFTA_DATA_VERDICT)
-				b = attribute(b, unix.NFTA_VERDICT_CODE, []byte{0, 0, 0, 1}) // NF_ACCEPT
-				shut(b, verdict)
-				shut(b, inner)
+			if kind == unix.NFT_MSG_NEWSETELEM {
+				b = c.key.data(b)
 			}
 			if full && c.timeout > 0 {
 				ms := max(1, uint64(c.timeout.Milliseconds()))
@@ -236,6 +236,24 @@ func (e *elements) message(kind int, set uint8, changes []change, full bool) net
 		flags |= netlink.Create
 	}
 	return netlink.Message{Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind), Flags: flags}, Data: b}
+}
+
+// data appends what the element leads to.
+func (k elementKey) data(b []byte) []byte {
+	var data, verdict int
+	switch {
+	case k.grants():
+		b, data = open(b, unix.NFTA_SET_ELEM_DATA)
+		b, verdict = open(b, unix.NFTA_DATA_VERDICT)
+		b = attribute(b, unix.NFTA_VERDICT_CODE, []byte{0, 0, 0, 1}) // NF_ACCEPT
+		shut(b, verdict)
+		shut(b, data)
+	case k.set == inLines:
+		b, data = open(b, unix.NFTA_SET_ELEM_DATA)
+		b = attribute(b, unix.NFTA_DATA_VALUE, k.key[k.size:2*k.size])
+		shut(b, data)
+	}
+	return b
 }
 
 // send sends one transaction and waits for its end.

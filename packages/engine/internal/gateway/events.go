@@ -18,8 +18,8 @@ type event struct {
 	Address     string   `json:"address,omitempty"`
 	LateBy      *float64 `json:"lateBy,omitempty"`
 	Source      string   `json:"source,omitempty"`
-	Destination string   `json:"destination,omitempty"`
-	Protocol    string   `json:"protocol,omitempty"`
+	Destination *string  `json:"destination,omitempty"` // empty, as the protocol: of all flows for which there was no room
+	Protocol    *string  `json:"protocol,omitempty"`
 	Port        *uint16  `json:"port,omitempty"`
 	Packets     uint64   `json:"packets,omitempty"`
 	Events      uint64   `json:"events,omitempty"`

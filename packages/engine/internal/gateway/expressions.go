@@ -36,6 +36,7 @@ func (f field) load(register uint32) []expr.Any {
 var (
 	accept  = []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
 	drop    = []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
+	back    = []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}
 	notIPv4 = []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{unix.NFPROTO_IPV4}},
@@ -128,6 +129,10 @@ func ctState(bits uint32) []expr.Any {
 
 func goTo(chain *nftables.Chain) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain.Name}}
+}
+
+func jump(chain *nftables.Chain) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain.Name}}
 }
 
 func reject(kind uint32, code byte) []expr.Any {

@@ -23,18 +23,32 @@ const (
 	setGrants   = "grants"   // source . destination . protocol . port : accept
 	setPairs    = "pairs"    // source . destination : accept, for grants of any protocol
 	setRanges   = "ranges"   // source . network . protocol . port : accept, for what connectors advertise
-	setDenied   = "denied"   // what was refused, with counters
+	setLines    = "lines"    // source : the agent that its line of delegations begins with
+	setEnded    = "ended"    // addresses whose identity has just ended
+	setTotals   = "totals"   // what was refused, with counters, by source
+	setDenied   = "denied"   // the same by flow, as far as there is room
+	setRoom     = "room"     // flows new to the set of denied ones, by source
 	setRefusals = "refusals" // refusals a second, by source
 	setFlows    = "flows"    // tracked connections, by source
+	setLineFlow = "lineflows"
 
-	deniedSize    = 8192
+	deniedSize    = 16384
 	deniedTimeout = time.Minute
+	// deniedPerAgent bounds the elements that one agent has in the set of denied flows, which all share: half of them at
+	// once and half in the minute that an element lives. The control plane writes down 50.
+	deniedPerAgent = 128
+	// sourcesSize is more than an overlay's addresses.
+	sourcesSize = 1 << 20
+	// endedTimeout is how long others may still send to who has ended without being taken for somebody who probes.
+	endedTimeout = time.Minute
 	// refusalRate bounds the answers that one agent can make the gateway send, in packets a second.
 	refusalRate = 500
-	// flowsPerAgent bounds the connections that one agent can have the kernel track, so that the table is never full of
-	// one agent's: a full table drops everybody's new connections.
+	// flowsPerAgent bounds the connections that one agent can have the kernel track, and flowsPerLine those of all that
+	// come from one by delegation, so that the table is never full of one agent's: a full table drops everybody's new
+	// connections. The kernel goes through the connections of one key to count them: more would cost others time.
 	flowsPerAgent = 2048
-	// flowsShare is the part of the kernel's table that one agent may have at most.
+	flowsPerLine  = 8192
+	// flowsShare is the part of the kernel's table that each of the two may be at most.
 	flowsShare    = 8
 	connlimitOver = 1 // NFT_CONNLIMIT_F_INV of linux/netfilter/nf_tables.h
 )
@@ -48,8 +62,9 @@ type firewall struct {
 	host    bool
 	table   *nftables.Table
 	sets    map[string]*nftables.Set
-	// flows is how many connections of one source are tracked; zero where the kernel cannot count them.
-	flows uint32
+	// flows is how many connections of one source are tracked, and lineFlows of one line; zero where the kernel cannot
+	// count them.
+	flows, lineFlows uint32
 }
 
 // tableOf names the table: two gateways of one network namespace do not share one.
@@ -65,22 +80,31 @@ func newFirewall(iface string, gateway netip.Addr, host bool) (*firewall, error)
 	f := &firewall{
 		iface: iface, gateway: gateway, host: host,
 		table: &nftables.Table{Name: tableOf(iface), Family: nftables.TableFamilyINet},
-		flows: flowLimit(),
 	}
+	most := trackedMaximum()
+	f.flows, f.lineFlows = flowLimit(flowsPerAgent, most), flowLimit(flowsPerLine, most)
 	return f, f.write()
 }
 
-// flowLimit is flowsPerAgent, or less where the kernel's table is small.
-func flowLimit() uint32 {
+// trackedMaximum is the size of the kernel's table; 0 where it has no limit, or tells none.
+func trackedMaximum() uint64 {
 	text, err := os.ReadFile(conntrackMax)
 	if err != nil {
-		return flowsPerAgent
+		return 0
 	}
 	most, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
 	if err != nil {
-		return flowsPerAgent
+		return 0
 	}
-	return uint32(min(flowsPerAgent, max(most/flowsShare, 16)))
+	return most
+}
+
+// flowLimit is what is wanted, or less where the kernel's table is small. It is never 0, which is no limit.
+func flowLimit(wanted uint32, most uint64) uint32 {
+	if most == 0 {
+		return wanted
+	}
+	return uint32(min(uint64(wanted), max(most/flowsShare, 1)))
 }
 
 // write makes the table with its rules and empty sets, in place of what is there.
@@ -88,7 +112,7 @@ func (f *firewall) write() error {
 	err := f.writeOnce()
 	if errors.Is(err, unix.ENOENT) && f.flows > 0 {
 		slog.Warn("the kernel cannot count connections (module nft_connlimit): one agent can fill the table of all")
-		f.flows = 0
+		f.flows, f.lineFlows = 0, 0
 		err = f.writeOnce()
 	}
 	return err
@@ -123,10 +147,15 @@ func (f *firewall) addSets(conn *nftables.Conn) error {
 		{Name: setGrants, KeyType: flow, Concatenation: true, IsMap: true, DataType: nftables.TypeVerdict, HasTimeout: true},
 		{Name: setPairs, KeyType: pair, Concatenation: true, IsMap: true, DataType: nftables.TypeVerdict, HasTimeout: true},
 		{Name: setRanges, KeyType: flow, Concatenation: true, Interval: true, IsMap: true, DataType: nftables.TypeVerdict, HasTimeout: true},
+		{Name: setLines, KeyType: nftables.TypeIPAddr, IsMap: true, DataType: nftables.TypeIPAddr, HasTimeout: true},
+		{Name: setEnded, KeyType: nftables.TypeIPAddr, HasTimeout: true},
+		{Name: setTotals, KeyType: nftables.TypeIPAddr, Dynamic: true, HasTimeout: true, Timeout: deniedTimeout, Size: sourcesSize},
+		{Name: setRoom, KeyType: nftables.TypeIPAddr, Dynamic: true, HasTimeout: true, Timeout: deniedTimeout, Size: sourcesSize},
 		{Name: setDenied, KeyType: flow, Concatenation: true, Dynamic: true, HasTimeout: true, Timeout: deniedTimeout, Size: deniedSize},
 		{Name: setRefusals, KeyType: nftables.TypeIPAddr, Dynamic: true, HasTimeout: true, Timeout: 10 * time.Second, Size: 65535},
 		// Without a timeout: an element that timed out would forget connections that are still open.
-		{Name: setFlows, KeyType: nftables.TypeIPAddr, Dynamic: true, Size: 1 << 20},
+		{Name: setFlows, KeyType: nftables.TypeIPAddr, Dynamic: true, Size: sourcesSize},
+		{Name: setLineFlow, KeyType: nftables.TypeIPAddr, Dynamic: true, Size: sourcesSize},
 	} {
 		set.Table = f.table
 		if err := conn.AddSet(set, nil); err != nil {
@@ -154,8 +183,7 @@ type ruleset struct {
 }
 
 func (r *ruleset) add() {
-	deny := r.conn.AddChain(&nftables.Chain{Name: "deny", Table: r.firewall.table})
-	refuse := r.conn.AddChain(&nftables.Chain{Name: "refuse", Table: r.firewall.table})
+	deny, opening := r.chain("deny"), r.chain("opening")
 	forward := r.base("forward", nftables.ChainHookForward)
 	input := r.base("input", nftables.ChainHookInput)
 	output := r.base("output", nftables.ChainHookOutput)
@@ -188,8 +216,7 @@ func (r *ruleset) add() {
 	// ct direction reply ct state established ip daddr @live ct original saddr . ct original daddr . ct protocol . ct original proto-dst vmap @ranges
 	r.rule(forward, ctReply, ctState(expr.CtStateBitESTABLISHED), r.isLive(destination), originalKey, r.verdict(setRanges))
 	if r.firewall.flows > 0 {
-		// ct state new add @flows { ip saddr ct count over 2048 } goto refuse
-		r.rule(forward, ctState(expr.CtStateBitNEW), source.load(1), r.tooMany(), goTo(refuse))
+		r.rule(forward, ctState(expr.CtStateBitNEW), jump(opening))
 	}
 	// The original direction is looked up on every packet: a grant's end needs nobody to act.
 	// ip saddr . ip daddr . meta l4proto . th dport vmap @grants
@@ -214,18 +241,57 @@ func (r *ruleset) add() {
 	}
 	r.rule(output, l4proto(unix.IPPROTO_TCP), tcpFlags(0x04, 0x04), accept) // the reset that refuses
 
+	if r.firewall.flows > 0 {
+		r.countFlows(opening, deny)
+	}
+	r.refuse(deny)
+}
+
+// countFlows refuses a connection beyond what its agent, or what its agent's line may have. Like all that is refused it
+// goes on record: an agent does not hide what it tries behind connections that it has.
+func (r *ruleset) countFlows(opening, deny *nftables.Chain) {
+	// add @lineflows { ip saddr map @lines ct count over 8192 } goto deny
+	r.rule(opening, source.load(1), r.data(setLines, 1), r.over(setLineFlow, r.firewall.lineFlows), goTo(deny))
+	// add @flows { ip saddr ct count over 2048 } goto deny
+	r.rule(opening, source.load(1), r.over(setFlows, r.firewall.flows), goTo(deny))
+}
+
+// refuse is the end of what does not pass.
+func (r *ruleset) refuse(deny *nftables.Chain) {
+	record, other, refuse := r.chain("record"), r.chain("record-other"), r.chain("refuse")
 	r.rule(deny, ctState(expr.CtStateBitINVALID), drop)
-	// Only what opens a flow is recorded: the rest of a flow whose grant has gone is not an attempt.
-	// tcp flags & (syn | ack) == syn ip saddr @live update @denied { ip saddr . ip daddr . meta l4proto . th dport counter }
-	r.rule(deny, l4proto(unix.IPPROTO_TCP), tcpFlags(0x12, 0x02), r.isLive(source), flowKey, r.count())
-	r.rule(deny, l4proto(unix.IPPROTO_UDP), r.isLive(source), flowKey, r.count())
-	r.rule(deny, notL4proto(unix.IPPROTO_TCP), notL4proto(unix.IPPROTO_UDP), r.isLive(source), flowKeyWithoutPort, r.count())
+	// Only what opens a flow is recorded: the rest of a flow whose grant or other end has gone is not an attempt.
+	// tcp flags & (syn | ack) == syn jump record
+	r.rule(deny, l4proto(unix.IPPROTO_TCP), tcpFlags(0x12, 0x02), jump(record))
+	r.rule(deny, notL4proto(unix.IPPROTO_TCP), ctState(expr.CtStateBitNEW), jump(record))
 	r.rule(deny, goTo(refuse))
 
+	r.rule(record, r.isNotLive(source), back)
+	// An answer that comes too late is none either, or who ends could have others punished for their answers.
+	r.rule(record, destination.load(1), r.has(setEnded), back)
+	// update @totals { ip saddr counter }
+	r.rule(record, source.load(1), r.count(setTotals))
+	r.rule(record, notL4proto(unix.IPPROTO_TCP), notL4proto(unix.IPPROTO_UDP), goTo(other))
+	r.detail(record, flowKey)
+	r.detail(other, flowKeyWithoutPort)
+
 	// update @refusals { ip saddr limit rate over 500/second } drop
-	r.rule(refuse, source.load(1), r.limit(), drop)
+	r.rule(refuse, source.load(1), r.limit(setRefusals, &expr.Limit{Rate: refusalRate, Unit: expr.LimitTimeSecond, Burst: refusalRate, Over: true}), drop)
 	r.rule(refuse, l4proto(unix.IPPROTO_TCP), reject(unix.NFT_REJECT_TCP_RST, 0))
 	r.rule(refuse, reject(unix.NFT_REJECT_ICMPX_UNREACH, unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED))
+}
+
+// detail counts a flow that was refused by itself, as long as its source has room for it.
+func (r *ruleset) detail(chain *nftables.Chain, key []expr.Any) {
+	// The look-up counts, since Linux 5.7. ip saddr . ip daddr . meta l4proto . th dport @denied return
+	r.rule(chain, key, r.has(setDenied), back)
+	// update @room { ip saddr limit rate 64/minute burst 64 } update @denied { … counter }
+	room := &expr.Limit{Rate: deniedPerAgent / 2, Unit: expr.LimitTimeMinute, Burst: deniedPerAgent / 2}
+	r.rule(chain, source.load(1), r.limit(setRoom, room), key, r.count(setDenied))
+}
+
+func (r *ruleset) chain(name string) *nftables.Chain {
+	return r.conn.AddChain(&nftables.Chain{Name: name, Table: r.firewall.table})
 }
 
 func (r *ruleset) base(name string, hook *nftables.ChainHook) *nftables.Chain {
@@ -253,29 +319,50 @@ func (r *ruleset) out(is bool) []expr.Any {
 
 // isLive looks one address of the packet up in the set of live identities.
 func (r *ruleset) isLive(f field) []expr.Any {
-	set := r.firewall.sets[setLive]
-	return append(f.load(1), &expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID})
+	return append(f.load(1), r.lookup(setLive))
+}
+
+func (r *ruleset) isNotLive(f field) []expr.Any {
+	not := r.lookup(setLive)
+	not.Invert = true
+	return append(f.load(1), not)
+}
+
+// has looks the key in register 1 up in a set.
+func (r *ruleset) has(name string) []expr.Any { return []expr.Any{r.lookup(name)} }
+
+// data replaces the key in register 1 by what a map has for it.
+func (r *ruleset) data(name string, register uint32) []expr.Any {
+	lookup := r.lookup(name)
+	lookup.DestRegister, lookup.IsDestRegSet = register, true
+	return []expr.Any{lookup}
 }
 
 // verdict looks the key in register 1 up in a verdict map.
-func (r *ruleset) verdict(name string) []expr.Any {
+func (r *ruleset) verdict(name string) []expr.Any { return r.data(name, unix.NFT_REG_VERDICT) }
+
+func (r *ruleset) lookup(name string) *expr.Lookup {
 	set := r.firewall.sets[name]
-	return []expr.Any{&expr.Lookup{SourceRegister: 1, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: set.Name, SetID: set.ID}}
+	return &expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID}
 }
 
-func (r *ruleset) count() []expr.Any {
-	set := r.firewall.sets[setDenied]
-	return []expr.Any{&expr.Dynset{SrcRegKey: 1, SetName: set.Name, SetID: set.ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{&expr.Counter{}}}}
+// count counts packets by the key in register 1.
+func (r *ruleset) count(name string) []expr.Any {
+	return r.dynamic(name, unix.NFT_DYNSET_OP_UPDATE, &expr.Counter{})
 }
 
-func (r *ruleset) tooMany() []expr.Any {
-	set := r.firewall.sets[setFlows]
-	count := &expr.Connlimit{Count: r.firewall.flows, Flags: connlimitOver}
-	return []expr.Any{&expr.Dynset{SrcRegKey: 1, SetName: set.Name, SetID: set.ID, Operation: unix.NFT_DYNSET_OP_ADD, Exprs: []expr.Any{count}}}
+// over asks whether the connections of the key in register 1 are more than so many.
+func (r *ruleset) over(name string, most uint32) []expr.Any {
+	return r.dynamic(name, unix.NFT_DYNSET_OP_ADD, &expr.Connlimit{Count: most, Flags: connlimitOver})
 }
 
-func (r *ruleset) limit() []expr.Any {
-	set := r.firewall.sets[setRefusals]
-	limit := &expr.Limit{Type: expr.LimitTypePkts, Rate: refusalRate, Unit: expr.LimitTimeSecond, Burst: refusalRate, Over: true}
-	return []expr.Any{&expr.Dynset{SrcRegKey: 1, SetName: set.Name, SetID: set.ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{limit}}}
+// limit asks whether packets with the key in register 1 are within, or over, a rate.
+func (r *ruleset) limit(name string, limit *expr.Limit) []expr.Any {
+	limit.Type = expr.LimitTypePkts
+	return r.dynamic(name, unix.NFT_DYNSET_OP_UPDATE, limit)
+}
+
+func (r *ruleset) dynamic(name string, operation uint32, what expr.Any) []expr.Any {
+	set := r.firewall.sets[name]
+	return []expr.Any{&expr.Dynset{SrcRegKey: 1, SetName: set.Name, SetID: set.ID, Operation: operation, Exprs: []expr.Any{what}}}
 }

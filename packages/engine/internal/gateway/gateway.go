@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 )
@@ -201,7 +202,7 @@ func (g *gateway) carryOut(p *plan) error {
 			return fmt.Errorf("nothing was changed: %w", err)
 		}
 	}
-	if err := g.elements.apply(p.changes); err != nil {
+	if err := g.elements.apply(append(slices.Clip(p.changes), p.ended()...)); err != nil {
 		g.dirty = true
 		return fmt.Errorf("nothing was changed, and the next change writes everything anew: %w", err)
 	}

@@ -35,6 +35,7 @@ type peerBody struct {
 	ID        string      `json:"id"`
 	PublicKey string      `json:"publicKey"`
 	Address   string      `json:"address"`
+	Line      string      `json:"line"`
 	Routes    []string    `json:"routes"`
 	ExpiresIn *float64    `json:"expiresIn"`
 	Grants    []grantBody `json:"grants"`
@@ -65,6 +66,7 @@ type peer struct {
 	id       string
 	key      publicKey
 	address  netip.Addr
+	line     netip.Addr     // of the agent that it comes from in the end by delegation, where it does
 	routes   []netip.Addr   // further overlay addresses that it serves, sorted
 	networks []netip.Prefix // networks outside the overlay that it serves, sorted
 	deadline instant        // 0 for none
@@ -150,6 +152,11 @@ func (b *peerBody) parse(overlay netip.Prefix, at instant) (*peer, *problem) {
 	}
 	if p.address == overlay.Addr() {
 		return nil, invalid("invalid_address", "peer %s: %s is the gateway's own address", b.ID, p.address)
+	}
+	if b.Line != "" {
+		if p.line, err = overlayAddress(b.Line, overlay); err != nil || p.line == overlay.Addr() || p.line == p.address {
+			return nil, invalid("invalid_line", "peer %s: line %q is not the overlay address of another agent", b.ID, b.Line)
+		}
 	}
 	if bad := b.parseRoutes(p, overlay); bad != nil {
 		return nil, bad
@@ -275,8 +282,20 @@ func (g grant) elementOf(p *peer) elementKey {
 	return k
 }
 
-func liveElement(address netip.Addr) elementKey {
-	k := elementKey{set: inLive, size: 4}
+func liveElement(address netip.Addr) elementKey { return addressElement(inLive, address) }
+
+func endedElement(address netip.Addr) elementKey { return addressElement(inEnded, address) }
+
+// lineElement has p's connections count for its line.
+func lineElement(p *peer) elementKey {
+	k := addressElement(inLines, p.address)
+	line := p.line.As4()
+	copy(k.key[4:], line[:])
+	return k
+}
+
+func addressElement(set uint8, address netip.Addr) elementKey {
+	k := elementKey{set: set, size: 4}
 	a := address.As4()
 	copy(k.key[:], a[:])
 	return k

@@ -17,6 +17,7 @@ type table struct {
 	byNetwork map[netip.Prefix]*peer
 	ranging   map[*peer]struct{}     // who grants itself a way to some network
 	elements  map[elementKey]instant // what the kernel has, with deadlines
+	granted   int                    // those of them that are grants
 }
 
 func newTable() *table {
@@ -82,7 +83,7 @@ func (t *table) update(upsert map[string]*peer, removed map[string]bool, at inst
 }
 
 func same(a, b *peer) bool {
-	return a.key == b.key && a.address == b.address && a.deadline == b.deadline &&
+	return a.key == b.key && a.address == b.address && a.line == b.line && a.deadline == b.deadline &&
 		slices.Equal(a.routes, b.routes) && slices.Equal(a.networks, b.networks) && maps.Equal(a.grants, b.grants)
 }
 
@@ -140,6 +141,9 @@ func (t *table) diff(p *plan, at instant) {
 	note := func(who *peer) {
 		for g := range who.grants {
 			touched[g.elementOf(who)] = struct{}{}
+		}
+		if who.line.IsValid() {
+			touched[lineElement(who)] = struct{}{}
 		}
 		for _, address := range who.addresses() {
 			touched[liveElement(address)] = struct{}{}
@@ -224,7 +228,7 @@ func (t *table) diff(p *plan, at instant) {
 			p.deadline[key] = deadline
 		case there:
 			p.changes = append(p.changes, change{key: key, remove: true})
-			if key.set != inLive {
+			if key.grants() {
 				p.cut = append(p.cut, key)
 			}
 		}
@@ -237,8 +241,11 @@ func wants(key elementKey, holder func(netip.Addr) *peer, server func(netip.Pref
 	if from == nil {
 		return 0, false
 	}
-	if key.set == inLive {
+	switch key.set {
+	case inLive:
 		return from.deadline, true
+	case inLines:
+		return from.deadline, from.line.IsValid() && key == lineElement(from)
 	}
 	g := grant{to: netip.AddrFrom4([4]byte(key.key[4:8])), bits: key.bits}
 	if key.set != inPairs {
@@ -296,18 +303,33 @@ func (t *table) commit(p *plan) {
 		}
 	}
 	for _, c := range p.changes {
+		_, had := t.elements[c.key]
 		if c.add {
 			t.elements[c.key] = p.deadline[c.key]
 		} else {
 			delete(t.elements, c.key)
 		}
+		switch {
+		case !c.key.grants() || had == c.add:
+		case c.add:
+			t.granted++
+		default:
+			t.granted--
+		}
 	}
 }
 
-// grants counts the grants in force.
-func (t *table) grants() int {
-	return len(t.elements) - len(t.byAddress)
+// ended marks the addresses that have lost their identity. It is no part of the state: it passes by itself.
+func (p *plan) ended() []change {
+	marks := make([]change, 0, len(p.gone))
+	for address := range p.gone {
+		marks = append(marks, change{key: endedElement(address), remove: true, add: true, timeout: endedTimeout})
+	}
+	return marks
 }
+
+// grants counts the grants in force.
+func (t *table) grants() int { return t.granted }
 
 // all is every element anew, for a kernel whose state is not known.
 func (t *table) all(at instant) []change {

@@ -51,6 +51,9 @@ func wanted(peers map[string]*peer) map[elementKey]instant {
 		for _, address := range p.addresses() {
 			all[liveElement(address)] = p.deadline
 		}
+		if p.line.IsValid() {
+			all[lineElement(p)] = p.deadline
+		}
 		for g := range p.grants {
 			to := byAddress[g.to]
 			if g.bits != 0 {
@@ -62,6 +65,16 @@ func wanted(peers map[string]*peer) map[elementKey]instant {
 		}
 	}
 	return all
+}
+
+func notGrants(all map[elementKey]instant) []elementKey {
+	var keys []elementKey
+	for key := range all {
+		if key.set == inLive || key.set == inLines {
+			keys = append(keys, key)
+		}
+	}
+	return keys
 }
 
 func TestEveryWayOfChangesLeadsToTheElementsOfTheState(t *testing.T) {
@@ -76,6 +89,9 @@ func TestEveryWayOfChangesLeadsToTheElementsOfTheState(t *testing.T) {
 				p.key[0] = byte(1 + random.IntN(8))
 				if random.IntN(3) > 0 {
 					p.deadline = instant(random.IntN(5)+1) * instant(time.Hour)
+				}
+				if random.IntN(3) == 0 {
+					p.line = netip.AddrFrom4([4]byte{10, 96, 0, byte(2 + random.IntN(7))})
 				}
 				if random.IntN(3) == 0 {
 					p.routes = []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 9, byte(random.IntN(3))})}
@@ -147,6 +163,9 @@ func TestEveryWayOfChangesLeadsToTheElementsOfTheState(t *testing.T) {
 			}
 			if len(kernel) != len(all) || len(table.peers) != len(want) || len(table.byKey) != len(want) || len(table.byAddress) != held || len(table.byNetwork) != len(networks) {
 				t.Fatalf("seed %d step %d: sizes differ", seed, step)
+			}
+			if n := len(all) - len(notGrants(all)); table.grants() != n {
+				t.Fatalf("seed %d step %d: %d grants, want %d", seed, step, table.grants(), n)
 			}
 			for key, deadline := range all {
 				timeout, there := kernel[key]

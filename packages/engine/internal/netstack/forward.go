@@ -18,9 +18,8 @@ import (
 )
 
 const (
-	targetTimeout   = 10 * time.Second
-	sessionIdle     = 2 * time.Minute // RFC 4787 REQ-5: a UDP mapping lives at least two minutes
-	sessionsMaximum = 1024
+	targetTimeout = 10 * time.Second
+	sessionIdle   = 2 * time.Minute // RFC 4787 REQ-5: a UDP mapping lives at least two minutes
 	// unixTarget is what the target of a listener in the same user's process begins with: a path that nobody else gets
 	// to, where a port of loopback serves every process of the machine.
 	unixTarget = "unix:"
@@ -48,6 +47,7 @@ type forward struct {
 	id     string
 	spec   ForwardSpec
 	tunnel *Tunnel
+	shares *shares
 
 	mu     sync.Mutex
 	closed bool
@@ -94,7 +94,10 @@ func (t *Tunnel) addForward(spec ForwardSpec) (*forward, error) {
 	if t.ctx.Err() != nil {
 		return nil, t.why()
 	}
-	f := &forward{spec: spec, tunnel: t, open: map[io.Closer]struct{}{}}
+	f := &forward{spec: spec, tunnel: t, shares: newShares(streamsMaximum), open: map[io.Closer]struct{}{}}
+	if spec.Protocol == "udp" {
+		f.shares = newShares(sessionsMaximum)
+	}
 	var starts []func()
 	for _, address := range t.spec.addresses {
 		at := netip.AddrPortFrom(address, uint16(spec.ListenPort))
@@ -141,7 +144,7 @@ func (f *forward) listen(at netip.AddrPort) (func(), error) {
 			return nil, err
 		}
 		_, err = f.track(socket)
-		return func() { f.serveUDP(socket) }, err
+		return func() { f.serveUDP(at, socket) }, err
 	}
 	listener, err := f.tunnel.net.listenTCP(at)
 	if err != nil {
@@ -186,8 +189,38 @@ func (f *forward) serveTCP(listener net.Listener) {
 		if err != nil {
 			return
 		}
-		go f.carry(connection)
+		source := sourceOf(connection.RemoteAddr())
+		if !f.shares.take(source) {
+			reset(connection)
+			continue
+		}
+		go func() {
+			defer f.shares.leave(source)
+			f.carry(connection)
+		}()
 	}
+}
+
+func sourceOf(address net.Addr) netip.Addr {
+	var known netip.AddrPort
+	switch a := address.(type) {
+	case *net.TCPAddr:
+		known = a.AddrPort()
+	case *net.UDPAddr:
+		known = a.AddrPort()
+	}
+	return known.Addr().Unmap()
+}
+
+// reset tells the other end that it is refused.
+func reset(connection net.Conn) {
+	switch c := connection.(type) {
+	case *accepted:
+		c.endpoint.Abort()
+	case interface{ SetLinger(int) error }:
+		_ = c.SetLinger(0)
+	}
+	_ = connection.Close()
 }
 
 func (f *forward) carry(client net.Conn) {
@@ -247,7 +280,7 @@ func proxyLine(client net.Conn) string {
 }
 
 // serveUDP keeps one socket towards the target for each source, so that answers find their way back.
-func (f *forward) serveUDP(socket net.PacketConn) {
+func (f *forward) serveUDP(at netip.AddrPort, socket net.PacketConn) {
 	var mu sync.Mutex
 	sessions := map[string]net.Conn{}
 	packet := make([]byte, maxDatagram)
@@ -262,17 +295,22 @@ func (f *forward) serveUDP(socket net.PacketConn) {
 		key := source.String()
 		mu.Lock()
 		target, known := sessions[key]
-		full := len(sessions) >= sessionsMaximum
 		mu.Unlock()
 		if !known {
-			if full {
+			from := sourceOf(source)
+			if !f.shares.take(from) {
+				if o, own := f.tunnel.net.(*overlay); own {
+					o.refuseUDP(at, source)
+				}
 				continue
 			}
 			if target, err = net.Dial("udp", f.spec.Target); err != nil {
+				f.shares.leave(from)
 				continue
 			}
 			forget, err := f.track(target)
 			if err != nil {
+				f.shares.leave(from)
 				return
 			}
 			mu.Lock()
@@ -285,6 +323,7 @@ func (f *forward) serveUDP(socket net.PacketConn) {
 				delete(sessions, key)
 				mu.Unlock()
 				forget()
+				f.shares.leave(from)
 				f.tunnel.flows.Add(-1)
 			}()
 		}

@@ -2,11 +2,13 @@ package netstack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"sync"
+	"time"
 
 	"golang.zx2c4.com/wireguard/tun"
 	"gvisor.dev/gvisor/pkg/buffer"
@@ -145,11 +147,93 @@ func (o *overlay) listenTCP(at netip.AddrPort) (net.Listener, error) {
 			problem = endpoint.Listen(listenBacklog)
 		}
 		if problem == nil {
-			return gonet.NewTCPListener(o.stack, queue, endpoint), nil
+			return &listener{gonet.NewTCPListener(o.stack, queue, endpoint), endpoint, queue}, nil
 		}
 		endpoint.Close()
 	}
 	return nil, fmt.Errorf("cannot listen on tcp %s: %s", at, problem)
+}
+
+// listener is gonet's, but that it keeps watch on what it accepts.
+type listener struct {
+	*gonet.TCPListener
+	endpoint tcpip.Endpoint
+	queue    *waiter.Queue
+}
+
+// accepted is a connection that can be reset.
+type accepted struct {
+	*gonet.TCPConn
+	endpoint tcpip.Endpoint
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	entry, more := waiter.NewChannelEntry(waiter.ReadableEvents)
+	l.queue.EventRegister(&entry)
+	defer l.queue.EventUnregister(&entry)
+	for {
+		endpoint, queue, problem := l.endpoint.Accept(nil)
+		if _, none := problem.(*tcpip.ErrWouldBlock); none {
+			<-more
+			continue
+		}
+		if problem != nil {
+			return nil, &net.OpError{Op: "accept", Net: "tcp", Addr: l.Addr(), Err: errors.New(problem.String())}
+		}
+		watch(endpoint)
+		return &accepted{gonet.NewTCPConn(queue, endpoint), endpoint}, nil
+	}
+}
+
+// liveness is how long a connector keeps the connection of an agent that says nothing any more: it may have been revoked.
+type liveness struct {
+	idle, interval time.Duration
+	count          int
+	unanswered     time.Duration
+}
+
+// alive is changed by tests alone.
+var alive = liveness{idle: 30 * time.Second, interval: 10 * time.Second, count: 3, unanswered: time.Minute}
+
+func watch(endpoint tcpip.Endpoint) {
+	idle, interval := tcpip.KeepaliveIdleOption(alive.idle), tcpip.KeepaliveIntervalOption(alive.interval)
+	limit := tcpip.TCPUserTimeoutOption(alive.unanswered)
+	_ = endpoint.SetSockOpt(&idle)
+	_ = endpoint.SetSockOpt(&interval)
+	_ = endpoint.SetSockOpt(&limit)
+	_ = endpoint.SetSockOptInt(tcpip.KeepaliveCountOption, alive.count)
+	endpoint.SocketOptions().SetKeepAlive(true)
+}
+
+// refuseUDP answers a datagram for a socket by "port unreachable" (RFC 1122, 4.1.3.1), as if nobody had the port. Of the
+// datagram it says what the sender goes by: addresses and ports.
+func (o *overlay) refuseUDP(at netip.AddrPort, from net.Addr) {
+	sender, udp := from.(*net.UDPAddr)
+	if !udp || !at.Addr().Is4() || !o.stack.AllowICMPMessage() {
+		return
+	}
+	source := netip.AddrPortFrom(sender.AddrPort().Addr().Unmap(), uint16(sender.Port))
+	const aboutSize = header.IPv4MinimumSize + header.UDPMinimumSize
+	packet := make([]byte, header.IPv4MinimumSize+header.ICMPv4MinimumSize+aboutSize)
+	message := packet[header.IPv4MinimumSize:]
+	about := message[header.ICMPv4MinimumSize:]
+	putIPv4(packet, header.ICMPv4ProtocolNumber, at.Addr(), source.Addr())
+	putIPv4(about, header.UDPProtocolNumber, source.Addr(), at.Addr())
+	header.UDP(about[header.IPv4MinimumSize:]).Encode(&header.UDPFields{SrcPort: source.Port(), DstPort: at.Port(), Length: header.UDPMinimumSize})
+	unreachable := header.ICMPv4(message)
+	unreachable.SetType(header.ICMPv4DstUnreachable)
+	unreachable.SetCode(header.ICMPv4PortUnreachable)
+	unreachable.SetChecksum(header.ICMPv4Checksum(unreachable, 0))
+	_ = o.stack.WriteRawPacket(nicID, ipv4.ProtocolNumber, buffer.MakeWithData(packet))
+}
+
+func putIPv4(packet []byte, protocol tcpip.TransportProtocolNumber, from, to netip.Addr) {
+	ip := header.IPv4(packet)
+	ip.Encode(&header.IPv4Fields{
+		TotalLength: uint16(len(packet)), TTL: 64, Protocol: uint8(protocol),
+		SrcAddr: tcpip.AddrFrom4(from.As4()), DstAddr: tcpip.AddrFrom4(to.As4()),
+	})
+	ip.SetChecksum(^ip.CalculateChecksum())
 }
 
 func (o *overlay) openUDP(at netip.AddrPort, refused func()) (net.PacketConn, error) {

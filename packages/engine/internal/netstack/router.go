@@ -22,10 +22,7 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-const (
-	connectsAtOnce  = 1024 // connections of agents that wait for their target
-	refusalsMaximum = 512  // kinds of refusals kept until somebody asks
-)
+const refusalsMaximum = 512 // kinds of refusals kept until somebody asks
 
 // RoutesSpec is the body of PUT /v1/tunnels/{id}/routes: all that a connector serves beside its own address.
 type RoutesSpec struct {
@@ -94,7 +91,9 @@ type RefusedFlow struct {
 // router carries flows that arrive for a connector's routes to their targets in the host's network. A connection is
 // accepted once its target is reached, so that an agent is not told of a success that is none.
 type router struct {
-	tunnel *Tunnel
+	tunnel    *Tunnel
+	streams   *shares // from a connection's first packet on
+	datagrams *shares
 
 	mu       sync.Mutex
 	routes   routes
@@ -196,14 +195,15 @@ func (t *Tunnel) refusedFlows() []RefusedFlow {
 // newRouter makes the stack hand over flows for addresses that are not its own. Before the first packet: gVisor reads
 // its handlers without a lock.
 func newRouter(t *Tunnel, o *overlay) (*router, error) {
-	r := &router{tunnel: t, open: map[io.Closer]destination{}, refusals: map[RefusedFlow]int{}}
+	r := &router{tunnel: t, streams: newShares(streamsMaximum), datagrams: newShares(sessionsMaximum), open: map[io.Closer]destination{}, refusals: map[RefusedFlow]int{}}
 	if problem := o.stack.SetPromiscuousMode(nicID, true); problem != nil {
 		return nil, fmt.Errorf("the network stack takes no foreign addresses: %s", problem)
 	}
 	if problem := o.stack.SetSpoofing(nicID, true); problem != nil {
 		return nil, fmt.Errorf("the network stack answers for no foreign addresses: %s", problem)
 	}
-	connections := tcp.NewForwarder(o.stack, 0, connectsAtOnce, r.takeTCP)
+	// Beyond its limit the forwarder drops without a word, for all alike: takeTCP refuses long before.
+	connections := tcp.NewForwarder(o.stack, 0, 2*streamsMaximum, r.takeTCP)
 	o.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, func(id stack.TransportEndpointID, packet *stack.PacketBuffer) bool {
 		_, served := r.target(arrival("tcp", id))
 		return served && connections.HandlePacket(id, packet)
@@ -211,7 +211,7 @@ func newRouter(t *Tunnel, o *overlay) (*router, error) {
 	datagrams := udp.NewForwarder(o.stack, r.takeUDP)
 	o.stack.SetTransportProtocolHandler(udp.ProtocolNumber, func(id stack.TransportEndpointID, packet *stack.PacketBuffer) bool {
 		_, served := r.target(arrival("udp", id))
-		return served && r.hasRoom() && datagrams.HandlePacket(id, packet)
+		return served && r.datagrams.take(addressOf(id.RemoteAddress)) && datagrams.HandlePacket(id, packet)
 	})
 	t.open[r] = struct{}{}
 	return r, nil
@@ -230,12 +230,6 @@ func (r *router) target(at destination) (target, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.routes.target(at)
-}
-
-func (r *router) hasRoom() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.open) < sessionsMaximum
 }
 
 // dial reaches the target of a flow, or notes why it was not allowed to.
@@ -288,6 +282,12 @@ func (r *router) note(refused RefusedFlow) {
 func (r *router) takeTCP(request *tcp.ForwarderRequest) {
 	id := request.ID()
 	at := arrival("tcp", id)
+	source := addressOf(id.RemoteAddress)
+	if !r.streams.take(source) {
+		request.Complete(true)
+		return
+	}
+	defer r.streams.leave(source)
 	target, err := r.dial(id, at)
 	if err != nil {
 		request.Complete(true)
@@ -305,16 +305,20 @@ func (r *router) takeTCP(request *tcp.ForwarderRequest) {
 	r.carry(at, client, target, func() { relay(client, target) })
 }
 
+// takeUDP has a place for the flow already: without one its first datagram is answered by "port unreachable".
 func (r *router) takeUDP(request *udp.ForwarderRequest) {
 	id := request.ID()
 	at := arrival("udp", id)
+	source := addressOf(id.RemoteAddress)
 	queue := &waiter.Queue{}
 	endpoint, problem := request.CreateEndpoint(queue)
 	if problem != nil {
+		r.datagrams.leave(source)
 		return
 	}
 	client := gonet.NewUDPConn(queue, endpoint)
 	go func() {
+		defer r.datagrams.leave(source)
 		target, err := r.dial(id, at)
 		if err != nil {
 			_ = client.Close()
@@ -369,23 +373,6 @@ func (r *router) Close() error {
 		_ = flow.Close()
 	}
 	return nil
-}
-
-// How long a connector keeps the connection of an agent that says nothing any more: it may have been revoked.
-const (
-	aliveIdle     = tcpip.KeepaliveIdleOption(30 * time.Second)
-	aliveInterval = tcpip.KeepaliveIntervalOption(10 * time.Second)
-	aliveCount    = 3
-	unanswered    = tcpip.TCPUserTimeoutOption(time.Minute)
-)
-
-func watch(endpoint tcpip.Endpoint) {
-	idle, interval, limit := aliveIdle, aliveInterval, unanswered
-	_ = endpoint.SetSockOpt(&idle)
-	_ = endpoint.SetSockOpt(&interval)
-	_ = endpoint.SetSockOpt(&limit)
-	_ = endpoint.SetSockOptInt(tcpip.KeepaliveCountOption, aliveCount)
-	endpoint.SocketOptions().SetKeepAlive(true)
 }
 
 // relayDatagrams copies both ways until there was silence for as long as a mapping lives.

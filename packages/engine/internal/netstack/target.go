@@ -9,6 +9,12 @@ import (
 	"time"
 )
 
+// resolver and dialer are changed by tests alone.
+var (
+	resolver = net.DefaultResolver
+	dialer   net.Dialer
+)
+
 // resolveTimeout bounds the look-up of one name.
 const resolveTimeout = 5 * time.Second
 
@@ -117,7 +123,7 @@ func lookUp(ctx context.Context, name string) ([]netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
 	// The dot at the end keeps the host's search list out: exactly this name.
-	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name+".")
+	found, err := resolver.LookupNetIP(ctx, "ip", name+".")
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +160,7 @@ func dialFirst(ctx context.Context, network string, addresses []netip.Addr, port
 			left := time.Until(deadline)
 			part, cancel = context.WithTimeout(ctx, max(left/time.Duration(len(addresses)-i), min(left, 2*time.Second)))
 		}
-		connection, err := (&net.Dialer{}).DialContext(part, network, netip.AddrPortFrom(address, port).String())
+		connection, err := dialer.DialContext(part, network, netip.AddrPortFrom(address, port).String())
 		cancel()
 		if err == nil {
 			return connection, nil

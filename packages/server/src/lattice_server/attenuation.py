@@ -137,3 +137,11 @@ def within(
 def _inside(grant: Grant, network: Grant) -> bool:
     same = (grant.protocol, grant.port) == (network.protocol, network.port)
     return same and _destination_within(grant.to, network.to)
+
+
+def line_of(peer_id: str, kin: Mapping[str, Kin]) -> str | None:
+    """The address of the agent that this one's line begins with; ``None`` where it is itself."""
+    at = peer_id
+    while (parent := kin[at].parent) is not None and parent in kin:
+        at = parent
+    return kin[at].address if at != peer_id else None

@@ -30,7 +30,9 @@ BYTES_PER_MESSAGE = 768 * 1024
 class PeerObject:
     """A peer as the gateway has to have it. ``expires_at`` is in ms since the epoch.
 
-    ``routes`` are further addresses that lead to it.
+    ``routes`` are further addresses that lead to it, and ``line`` is the address of the agent that
+    it comes from in the end by delegation: what one agent may take of the gateway counts for all of
+    its line.
     """
 
     id: str
@@ -39,14 +41,16 @@ class PeerObject:
     expires_at: int | None
     grants: tuple[Grant, ...] = ()
     routes: tuple[str, ...] = ()
+    line: str | None = None
 
     def render(self, now: int) -> str:
         """The JSON of the peer, with its remaining life counted from ``now``."""
         life = "null" if self.expires_at is None else f"{(self.expires_at - now) / 1000:.3f}"
         routes = f'"routes":{json.dumps(self.routes)},' if self.routes else ""
+        line = f'"line":"{self.line}",' if self.line else ""
         return (
             f'{{"id":"{self.id}","publicKey":"{self.public_key}","address":"{self.address}",'
-            f'{routes}"expiresIn":{life},"grants":{_grants_json(self.grants)}}}'
+            f'{line}{routes}"expiresIn":{life},"grants":{_grants_json(self.grants)}}}'
         )
 
 

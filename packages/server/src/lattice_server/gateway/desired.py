@@ -7,7 +7,7 @@ from typing import Any
 
 # The engine refuses fields it does not know; a newer control plane may send more.
 PEER_FIELDS = ("id", "publicKey", "address", "grants")
-OPTIONAL_FIELDS = ("routes",)
+OPTIONAL_FIELDS = ("routes", "line")
 
 
 class BadMessageError(Exception):

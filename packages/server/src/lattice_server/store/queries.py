@@ -190,7 +190,12 @@ async def peer_objects(
     compiled = {p.id: policy.compile_grants(p.rule(), rules, reachable, presets) for p in line}
     kin = kin_of(line, compiled, presets)
     return [
-        peer_object(peer, attenuation.bounded(peer.id, kin), routes.get(peer.id, ()))
+        peer_object(
+            peer,
+            attenuation.bounded(peer.id, kin),
+            routes.get(peer.id, ()),
+            attenuation.line_of(peer.id, kin) if peer.parent_id is not None else None,
+        )
         for peer in peers
     ]
 
@@ -225,10 +230,13 @@ def kin_of(
 
 
 def peer_object(
-    peer: PeerRecord, grants: tuple[policy.Grant, ...], routes: tuple[str, ...] = ()
+    peer: PeerRecord,
+    grants: tuple[policy.Grant, ...],
+    routes: tuple[str, ...] = (),
+    line: str | None = None,
 ) -> PeerObject:
-    """A record, its grants and what it serves beside its own address, as the gateway's peer."""
-    return PeerObject(peer.id, peer.public_key, peer.address, peer.expires_at, grants, routes)
+    """A record, its grants, what it serves beside its own address and whose line it is of."""
+    return PeerObject(peer.id, peer.public_key, peer.address, peer.expires_at, grants, routes, line)
 
 
 async def ripple(
@@ -293,10 +301,11 @@ async def whole_state(connection: Connection, now: int) -> list[PeerObject]:
         if any(agent.parent_id is not None for agent in agents):
             kin = kin_of(agents, compiled, presets)
         for number, peer in enumerate(members):
-            grants = compiled.get(peer.id, ())
+            grants, line = compiled.get(peer.id, ()), None
             if kin is not None and peer.parent_id is not None:
                 grants = attenuation.bounded(peer.id, kin)
-            state.append(peer_object(peer, grants, served.get(peer.id, ())))
+                line = attenuation.line_of(peer.id, kin)
+            state.append(peer_object(peer, grants, served.get(peer.id, ()), line))
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
     return state
