@@ -149,6 +149,17 @@ def test_agents_learn_from_the_control_plane_where_the_gateway_is_now(
         assert fabric.request("GET", f"/api/v1/peers/{before['peer']}")["overlayIP"]
 
 
+def test_a_gateway_with_another_key_gets_a_new_tunnel(tmp_path: Path) -> None:
+    with Fabric(tmp_path / "f") as fabric, service(fabric), agent(fabric, "userspace") as mover:
+        before = wait_for("an answer", mover.is_served)
+        fabric.kill_gateway_daemon()
+        fabric.kill_engine()
+        (fabric.directory / "gateway" / "private.key").unlink()
+        fabric.start_gateway_daemon()
+        assert wait_for("the agent to be back", mover.is_served, timeout=60) == before
+        assert "another key" in mover.log()
+
+
 def _bound(one: socket.socket, port: int) -> bool:
     try:
         one.bind(("::", port))
