@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from lattice_sdk.schedule import (
     BACKOFF_LEAST,
     BACKOFF_MOST,
+    MEND_MOST,
     State,
     follows,
     may_be_renewed,
+    mend_delay,
     renew_delay,
     retry_delay,
 )
@@ -48,6 +50,11 @@ def test_backoff_never_exceeds_its_bound(attempt: int, remaining: float, jitter:
     delay = retry_delay(attempt, remaining, jitter)
     assert delay is not None
     assert delay <= BACKOFF_MOST * 1.25
+
+
+@given(st.integers(0, 100_000))
+def test_a_tunnel_is_rebuilt_less_and_less_often_and_goes_on_to_be(attempts: int) -> None:
+    assert 0 < mend_delay(attempts) <= mend_delay(attempts + 1) <= MEND_MOST
 
 
 @given(st.integers(1, 50), st.floats(100, 1e6), st.floats(1.5, 100))

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from lattice_engine import EngineError, EngineMissing
+from lattice_sdk.engineevents import EngineEvents
 from lattice_sdk.errors import EngineFailed
 
 if TYPE_CHECKING:
@@ -26,13 +27,17 @@ class EngineHost:
 
     Args:
         call: runs a blocking function in a thread.
+
+    Attributes:
+        events: of its tunnels.
     """
 
     def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
         self._call = call
         self._starting = asyncio.Lock()
         self._process: EngineProcess | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self.events = EngineEvents()
+        self._watches: list[asyncio.Task[None]] = []
         self._on_death: set[Callable[[], None]] = set()
         self._given: EngineProcess | None = None
         self._sweeping: asyncio.Future[list[str]] | None = None
@@ -83,7 +88,10 @@ class EngineHost:
                 raise engine_failed(error) from None
         self._sweeping = asyncio.ensure_future(self._call(EngineProcess.sweep))
         self._process = process
-        self._watch = asyncio.create_task(self._watched(process))
+        self._watches = [
+            asyncio.create_task(self._watched(process)),
+            asyncio.create_task(self.events.hear(process)),
+        ]
         log.debug("engine started, pid %d", process.pid)
         return process
 
@@ -121,8 +129,8 @@ class EngineHost:
                 await self._call(given.close)
 
     async def _end(self) -> None:
-        watch, self._watch = self._watch, None
-        if watch is not None:
+        watches, self._watches = self._watches, []
+        for watch in watches:
             watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watch

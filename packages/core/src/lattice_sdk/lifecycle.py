@@ -42,7 +42,6 @@ T = TypeVar("T")
 LOOK = 30.0  # seconds at most between looks at the clock: a suspended machine wakes late
 DELETE_BUDGET = 6.0  # seconds for the DELETE of a teardown, attempts and pauses together
 LATE_ANSWER = 6.0  # seconds that a cancelled enrollment waits for its answer, to delete it
-MEND = 1.0  # seconds between attempts to rebuild a tunnel
 PROOF = 5.0  # seconds for a tunnel's handshake
 
 
@@ -452,6 +451,7 @@ class Lifecycle:
             await runtime.finish(tunnel.close())
             raise
         tunnel.on_lost(self._tunnel_lost)
+        tunnel.on_silent(self._tunnel_silent)
         self.tunnel, self._lost = tunnel, False
         if former is not None:
             await former.end_programs()  # their network has ended
@@ -462,9 +462,22 @@ class Lifecycle:
         self._lost = True
         self._nudge.set()
 
+    def _tunnel_silent(self, silent: bool) -> None:
+        if not silent:
+            log.warning("%s: the gateway answers again", self._peer_id)
+            return
+        log.warning(
+            "%s: the gateway has not answered for longer than a WireGuard session lives. Its "
+            "address is looked up again and the control plane asked for it; look at the gateway "
+            "and the way to it if this stays so",
+            self._peer_id,
+        )
+        if self._lease.due is not None:
+            self.hasten()  # the answer tells where the gateway is now
+
     async def _keep(self) -> None:
         """Renew in time, mend the tunnel, and end at the deadline."""
-        mend = 0.0
+        mend, mends = 0.0, 0
         while (left := self.remaining()) > 0:
             wakes = [self._lease.due, mend if self._lost else None]
             pause = min(left, LOOK, *(max(0.0, at - now()) for at in wakes if at is not None))
@@ -473,8 +486,10 @@ class Lifecycle:
                     await self._nudge.wait()
             self._nudge.clear()
             if self._lost and now() >= mend:
-                mend = now() + MEND
+                mend, mends = now() + schedule.mend_delay(mends), mends + 1
                 await self._mend()
+            if not self._lost:
+                mends = 0
             if self._lease.is_due() and self.remaining() and await self._renew_once():
                 return
         late = f": {self._lease.attempts} attempts to renew failed" if self._lease.attempts else ""

@@ -36,6 +36,8 @@ BACKOFF_FIRST = 0.5
 BACKOFF_MOST = 60.0
 BACKOFF_SHARE = 0.25  # of the remaining life, so attempts get denser as expiry nears
 BACKOFF_LEAST = 0.05
+MEND_FIRST = 1.0  # seconds between the first attempts to rebuild a tunnel
+MEND_MOST = 30.0
 RETRY_AFTER_SHARE = 0.8  # a server's wish is followed as far as it leaves time for one attempt
 
 
@@ -74,6 +76,15 @@ def retry_delay(
     if retry_after is not None:
         delay = max(delay, min(retry_after, remaining * RETRY_AFTER_SHARE))
     return max(BACKOFF_LEAST, delay)
+
+
+def mend_delay(attempts: int) -> float:
+    """Seconds from one attempt to rebuild a tunnel to the next.
+
+    Args:
+        attempts: attempts so far.
+    """
+    return min(MEND_FIRST * 2.0 ** min(attempts, 16), MEND_MOST)
 
 
 def may_be_renewed(expires: float, most: float | None) -> bool:

@@ -13,6 +13,7 @@ import (
 
 func (s *service) routes(server *control.Server) {
 	server.Handle("GET /v1/status", s.getStatus)
+	server.Handle("GET /v1/events", s.getEvents)
 	server.Handle("GET /v1/networks", s.getNetworks)
 	server.Handle("POST /v1/keeper", s.postKeeper)
 	server.Handle("POST /v1/enroll", s.postEnroll)

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -193,10 +192,4 @@ func ownSocket(iface, family, kind string) (int, error) {
 		return -1, fmt.Errorf("a socket cannot be bound to %s: %w", iface, err)
 	}
 	return fd, nil
-}
-
-// leadsIntoItself tells whether packets to the gateway would be routed into the tunnel that needs them.
-func (s *settings) leadsIntoItself() bool {
-	endpoint, err := netip.ParseAddrPort(s.peer.Endpoint)
-	return err == nil && slices.ContainsFunc(s.routes, func(route netip.Prefix) bool { return route.Contains(endpoint.Addr().Unmap()) })
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strconv"
 	"syscall"
 
 	"lattice.dev/engine/internal/control"
@@ -17,6 +18,9 @@ import (
 
 // gcPercent keeps the heap near what lives: agents mostly wait, and their packet buffers are garbage soon.
 const gcPercent = 40
+
+// testSilence, for tests alone, is the age in seconds of the last handshake at which a tunnel is silent.
+const testSilence = "LATTICE_TEST_SILENCE"
 
 // Main runs the netstack mode with the arguments after the mode's name and returns the exit code.
 func Main(args []string, version string) int {
@@ -57,6 +61,9 @@ func run(pipe bool, runtimeDir, version string) int {
 		return 1
 	}
 	s := newService(version, server.RuntimeDir(), slog.Default())
+	if silent, err := strconv.ParseFloat(os.Getenv(testSilence), 64); err == nil && silent > 0 {
+		s.watchdog = newWatchdog(seconds(silent))
+	}
 	s.routes(server)
 	serving, stopServing := context.WithCancel(context.Background())
 	defer stopServing()

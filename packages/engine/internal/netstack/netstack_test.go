@@ -130,11 +130,19 @@ func serveAPI(t *testing.T, s *service) *httptest.Server {
 		}
 		defer answer.Body.Close()
 		w.WriteHeader(answer.StatusCode)
-		_, _ = io.Copy(w, answer.Body)
+		w.(http.Flusher).Flush()
+		_, _ = io.Copy(flushing{w}, answer.Body)
 	})
 	front.Start()
 	t.Cleanup(front.Close)
 	return front
+}
+
+type flushing struct{ http.ResponseWriter }
+
+func (f flushing) Write(text []byte) (int, error) {
+	defer f.ResponseWriter.(http.Flusher).Flush()
+	return f.ResponseWriter.Write(text)
 }
 
 func (w *world) call(t *testing.T, method, path string, body any) (int, map[string]any) {

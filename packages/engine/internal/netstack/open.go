@@ -87,8 +87,8 @@ func (s *Spec) readNetwork(read *settings) error {
 	case kindNetstack:
 		return nil
 	case kindInterface:
-		if read.leadsIntoItself() {
-			return fmt.Errorf("peer.endpoint: %s is within peer.allowedIPs, so the tunnel's own packets would be routed into the tunnel", read.peer.Endpoint)
+		if leadsInto(read.peer.Endpoint, read.routes) {
+			return errLoop(read.peer.Endpoint)
 		}
 		return nil
 	case kindNamespace:

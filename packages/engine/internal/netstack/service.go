@@ -37,6 +37,11 @@ type service struct {
 	revoking sync.WaitGroup     // revokes whose tunnel is not in the map any more
 	pending  map[string]*Revoke // of identities that the engine has enrolled, and that have no tunnel yet
 
+	watchdog *watchdog
+	watching sync.Once
+	ending   chan struct{} // closed when the engine ends
+	events   *events
+
 	networks atomic.Int64 // how many there have been that hand out sockets
 	keeping  sync.Mutex
 	keeper   *keeper.Keeper // nil until the first tunnel wants a namespace
@@ -44,6 +49,7 @@ type service struct {
 
 func newService(version, runtimeDir string, log *slog.Logger) *service {
 	return &service{version: version, runtimeDir: runtimeDir, log: log, started: time.Now(),
+		watchdog: newWatchdog(rejectAfter), ending: make(chan struct{}), events: &events{},
 		tunnels: map[string]*Tunnel{}, pending: map[string]*Revoke{}}
 }
 
@@ -87,6 +93,7 @@ func (s *service) open(ctx context.Context, id string, spec *Spec) (*made, error
 		}
 		return nil, err
 	}
+	s.watchOver(t)
 	if t.proxy != nil {
 		address := t.proxy.address()
 		answer.Proxy = &address
@@ -204,6 +211,9 @@ func (s *service) delete(id string, revoke bool) error {
 // end takes every tunnel down and carries out every revoke.
 func (s *service) end() {
 	s.mu.Lock()
+	if !s.closing {
+		close(s.ending)
+	}
 	s.closing = true
 	pending := s.pending
 	s.mu.Unlock()

@@ -3,6 +3,7 @@
 package netstack
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -161,7 +162,7 @@ func (s *Spec) readPeer(read *settings) error {
 		read.routes = append(read.routes, prefix.Masked())
 		read.peer.AllowedIPs = append(read.peer.AllowedIPs, prefix.Masked().String())
 	}
-	if read.peer.Endpoint, err = wg.ResolveEndpoint(s.Peer.Endpoint); err != nil {
+	if read.peer.Endpoint, err = wg.ResolveEndpoint(context.Background(), s.Peer.Endpoint); err != nil {
 		return fmt.Errorf("peer.endpoint: %w", err)
 	}
 	return nil

@@ -46,6 +46,7 @@ type Tunnel struct {
 	revoke   *Revoke
 	names    *NameSource
 	peer     wg.Peer
+	endpoint string // of the gateway as it was given, perhaps by name
 	key      wg.Key // its private one
 	deadline *deadline
 	open     map[io.Closer]struct{}
@@ -53,18 +54,24 @@ type Tunnel struct {
 	asked    asked
 	router   *router // of a connector that serves more than its own address
 	lastID   int
+
+	vigil     *vigil // nil until the tunnel is proven
+	recovered int    // how often it was silent and came back
+	mending   sync.Mutex
+	events    *events
 }
 
 // States of a tunnel.
 const (
 	stateUp      = "up"
+	stateSilent  = "silent" // up, but its gateway answers no handshake
 	stateExpired = "expired"
-	stateLost    = "lost" // its interface or namespace went by itself; the identity may live on
+	stateLost    = "lost" // its interface or namespace went by itself, or it was silent for too long; the identity may live on
 )
 
 var (
 	errDown = errors.New("the tunnel is down: its identity has ended")
-	errLost = errors.New("the tunnel is lost: its interface or the process that keeps its network namespace is gone. Delete it and make it again")
+	errLost = errors.New("the tunnel is lost: its interface or the process that keeps its network namespace is gone, or its gateway has not answered for too long. Delete it and make it again")
 )
 
 // openTunnel brings up the device and nothing else; prove says whether packets flow.
@@ -79,7 +86,7 @@ func (s *service) openTunnel(id string, spec *Spec) (*Tunnel, error) {
 	}
 	t := &Tunnel{
 		ID: id, spec: read, net: reached, view: view, hosts: read.hosts, policy: spec.Policy, revoke: spec.Revoke, names: spec.Names,
-		peer: read.peer, key: read.privateKey, state: stateUp, closed: make(chan struct{}), open: map[io.Closer]struct{}{}, forwards: map[string]*forward{},
+		peer: read.peer, endpoint: spec.Peer.Endpoint, events: s.events, key: read.privateKey, state: stateUp, closed: make(chan struct{}), open: map[io.Closer]struct{}{}, forwards: map[string]*forward{},
 	}
 	t.ctx, t.end = context.WithCancel(context.Background())
 	if stack, ok := reached.(*overlay); ok && spec.Router {
@@ -114,9 +121,21 @@ func (t *Tunnel) watch() {
 	case <-t.net.lost():
 	case <-t.device.Gone():
 	}
+	t.lose("its network has gone")
+}
+
+// lose takes the tunnel down, of which the identity may live on.
+func (t *Tunnel) lose(why string) {
 	if t.closeAs(stateLost) {
-		slog.Error("a tunnel's network has gone", "tunnel", t.ID)
+		slog.Error("a tunnel is lost", "tunnel", t.ID, "why", why)
+		t.events.tell(event{Type: stateLost, ID: t.ID, Why: why})
 	}
+}
+
+func (t *Tunnel) current() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.state
 }
 
 func (t *Tunnel) expireIn(life time.Duration) {
@@ -281,15 +300,12 @@ func (t *Tunnel) update(change *Change) error {
 		}
 	}
 	t.mu.Lock()
-	peer, former := t.peer, t.key
+	address, former := t.peer.Endpoint, t.key
 	t.mu.Unlock()
 	if change.Peer != nil {
-		if peer.Endpoint, err = wg.ResolveEndpoint(change.Peer.Endpoint); err != nil {
-			return &problem{400, "invalid_tunnel", err.Error()}
+		if err = t.moveToNamed(change.Peer.Endpoint, address); err != nil {
+			return err
 		}
-	}
-	if change.Peer != nil {
-		err = t.device.SetEndpoint(peer.Endpoint)
 	}
 	if err == nil && key != "" && key != former {
 		err = t.exchangeKey(key)
@@ -298,7 +314,6 @@ func (t *Tunnel) update(change *Change) error {
 		return fmt.Errorf("the device refuses the change: %w", err)
 	}
 	t.mu.Lock()
-	t.peer = peer
 	if change.Hosts != nil {
 		t.hosts = hosts
 	}
@@ -353,13 +368,14 @@ type Status struct {
 	Network       networkView   `json:"network"`
 	Connections   int           `json:"connections"`
 	Refused       int64         `json:"refused"`
+	Recovered     int           `json:"recovered"`
 	Forwards      []forwardView `json:"forwards"`
 }
 
 func (t *Tunnel) status() Status {
 	status := Status{ID: t.ID, Network: t.view, Refused: t.refused.Load(), Forwards: []forwardView{}}
 	t.mu.Lock()
-	status.State = t.state
+	status.State, status.Recovered = t.state, t.recovered
 	if t.deadline != nil {
 		left := t.deadline.left().Seconds()
 		status.ExpiresIn = &left

@@ -1,10 +1,12 @@
 package wg
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -32,13 +34,36 @@ type Peer struct {
 	Keepalive    int // seconds, 0 is off
 }
 
-// ResolveEndpoint turns host:port into address:port by the host's resolver.
-func ResolveEndpoint(text string) (string, error) {
-	address, err := net.ResolveUDPAddr("udp", text)
+// ResolveEndpoint turns host:port into address:port by the host's resolver; of several addresses the first, IPv4 before
+// IPv6.
+func ResolveEndpoint(ctx context.Context, text string) (string, error) {
+	address, err := resolve(ctx, text)
 	if err != nil {
 		return "", fmt.Errorf("the gateway's endpoint %q does not resolve: %w", text, err)
 	}
 	return address.String(), nil
+}
+
+func resolve(ctx context.Context, text string) (netip.AddrPort, error) {
+	var none netip.AddrPort
+	host, service, err := net.SplitHostPort(text)
+	if err != nil {
+		return none, err
+	}
+	port, err := net.DefaultResolver.LookupPort(ctx, "udp", service)
+	if err != nil {
+		return none, err
+	}
+	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return none, err
+	}
+	for _, address := range found {
+		if address.Unmap().Is4() {
+			return netip.AddrPortFrom(address.Unmap(), uint16(port)), nil
+		}
+	}
+	return netip.AddrPortFrom(found[0], uint16(port)), nil
 }
 
 // UAPI renders the lines that make the peer.

@@ -16,6 +16,8 @@ type Device interface {
 	Counters() (Counters, error)
 	// Initiate has the device begin a handshake; anew also where one is under way or done already.
 	Initiate(anew bool) error
+	// Rebind has the device leave by a new UDP socket, of another port.
+	Rebind() error
 	// Gone is closed when the device has ended.
 	Gone() <-chan struct{}
 	// Close ends the device and closes what it takes packets from.
@@ -81,6 +83,9 @@ func (u *Userspace) Initiate(anew bool) error {
 	_ = peer.SendHandshakeInitiation(false)
 	return nil
 }
+
+// Rebind implements Device.
+func (u *Userspace) Rebind() error { return u.device.IpcSet("listen_port=0\n") }
 
 // Gone implements Device.
 func (u *Userspace) Gone() <-chan struct{} { return u.device.Wait() }

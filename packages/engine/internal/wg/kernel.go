@@ -179,6 +179,12 @@ func (k *Kernel) Initiate(anew bool) error {
 	return k.control.ConfigureDevice(k.name, wgtypes.Config{Peers: steps})
 }
 
+// Rebind implements Device.
+func (k *Kernel) Rebind() error {
+	any := 0
+	return k.control.ConfigureDevice(k.name, wgtypes.Config{ListenPort: &any})
+}
+
 // Gone implements Device.
 func (k *Kernel) Gone() <-chan struct{} { return k.gone }
 

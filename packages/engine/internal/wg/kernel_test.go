@@ -194,6 +194,13 @@ func TestTheKernelsWireGuardIsConfiguredWhole(t *testing.T) {
 	if err := k.SetEndpoint("127.0.0.1:9"); err != nil {
 		t.Fatal(err)
 	}
+	port := field(t, ours, "listen_port")
+	if err := k.Rebind(); err != nil {
+		t.Fatal(err)
+	}
+	if now := field(t, ours, "listen_port"); now == port || now == "0" {
+		t.Errorf("port %s, %s before", now, port)
+	}
 	private, _ := newKey(t)
 	if err := k.SetPrivateKey(private); err != nil {
 		t.Fatal(err)

@@ -20,7 +20,8 @@ TYPE_CHECKING = False  # as typing has it, without the time that importing that 
 if TYPE_CHECKING:
     from typing import Any, BinaryIO
 
-# Where the engine may put files and find certificate authorities, and knobs of the Go runtime.
+# Where the engine may put files and find certificate authorities, knobs of the Go runtime, and what
+# steers tests.
 # Nothing else: the environment of an agent's process holds tokens.
 KEPT_ENVIRONMENT = (
     "TMPDIR",
@@ -34,6 +35,7 @@ KEPT_ENVIRONMENT = (
     "GOMAXPROCS",
     "GORACE",
     "GOTRACEBACK",
+    "LATTICE_TEST_SILENCE",
 )
 KILL_WAIT = 2.0  # seconds between SIGTERM and SIGKILL of an engine that never became ready
 

@@ -162,6 +162,13 @@ class Tunnel(ABC):
         """Have ``callback`` called, in the loop, when the tunnel is gone by itself."""
         del callback
 
+    def on_silent(self, callback: Callable[[bool], None]) -> None:
+        """Have ``callback`` called, in the loop, when the gateway does not answer any more.
+
+        With ``False`` when it answers again.
+        """
+        del callback
+
     @abstractmethod
     async def close(self) -> None:
         """Take it down. Again without effect."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
@@ -21,6 +22,7 @@ from lattice_sdk.errors import LatticeError, TunnelFailed
 from lattice_sdk.sandbox.facts import facts_of
 from lattice_sdk.sandbox.home import Home
 from lattice_sdk.sandbox.spec import PROXY, Spec
+from lattice_sdk.wgconfig import WireGuardConfig
 
 log = logging.getLogger("lattice.tunnel")
 
@@ -63,7 +65,10 @@ class Userspace(TunnelBackend):
         """Make the tunnel in the engine of this process, which proves it."""
         check_config(spec)
         proxy = self._proxy or any_proxy(spec)
-        return await runtime.finish(self._open(runtime.current().engine, spec, proxy))
+        tunnel = await runtime.finish(self._open(runtime.current().engine, spec, proxy))
+        if isinstance(tunnel, UserspaceTunnel):
+            tunnel.config = spec.config
+        return tunnel
 
     async def _open(self, engine: EngineHost, spec: TunnelSpec, wanted: Proxy) -> Tunnel:
         answer, proxy = await open_tunnel(engine, spec, wanted)
@@ -132,7 +137,11 @@ async def open_tunnel(
 
 
 class UserspaceTunnel(Tunnel):
-    """A tunnel in the engine."""
+    """A tunnel in the engine.
+
+    Attributes:
+        config: what it was made of.
+    """
 
     isolation: Isolation = "proxy"
     rotates = True
@@ -144,7 +153,10 @@ class UserspaceTunnel(Tunnel):
         self.phases = phases
         self._engine, self._peer_id = engine, peer_id
         self._engine_pid = engine.pid
+        self.config: WireGuardConfig | None = None
         self._lost: Callable[[], None] | None = None
+        self._silent: Callable[[bool], None] | None = None
+        self._asking: asyncio.Future[None] | None = None
         self._closed = False
         self._sockets: str | None = None
         self._directory = engine.directory
@@ -154,9 +166,30 @@ class UserspaceTunnel(Tunnel):
         network.own_proxy(proxy.host, proxy.port, known=True)
 
     def on_lost(self, callback: Callable[[], None]) -> None:
-        """When the engine dies, or says that it has no such tunnel."""
+        """When the engine dies, tells it, or says that it has no such tunnel."""
         self._lost = callback
         self._engine.on_death(callback)
+        self._engine.events.add(self._peer_id, self._heard)
+
+    def on_silent(self, callback: Callable[[bool], None]) -> None:
+        """See :meth:`Tunnel.on_silent`."""
+        self._silent = callback
+
+    def _heard(self, event: dict[str, Any]) -> None:
+        match event.get("type"):
+            case "lost":
+                self._asking = asyncio.ensure_future(self._ask_whether_lost())
+            case "silent" | "recovered" as kind if self._silent is not None:
+                self._silent(kind == "silent")
+
+    async def _ask_whether_lost(self) -> None:
+        # What was told may be about a tunnel of the same name that was there before.
+        try:
+            lost = (await self.request("get_tunnel"))["state"] == "lost"
+        except EngineError as error:
+            lost = error.code in _GONE
+        if lost and not self._closed and self._lost is not None:
+            self._lost()
 
     def new_socket(self) -> socket.socket:
         """See :meth:`Tunnel.new_socket`."""
@@ -190,9 +223,14 @@ class UserspaceTunnel(Tunnel):
             await runtime.current().call(self._home.close)
 
     async def update(self, spec: TunnelSpec) -> None:
-        """New deadline, key, revoke, names and policy; connections stay."""
+        """New deadline, key, revoke, names, policy and endpoint; connections stay."""
         body = _changes(spec)
         body["interface"] = {"privateKey": spec.identity.private_key.get_secret_value()}
+        former, config = self.config, spec.config
+        moved = former is not None and config is not None and former.endpoint != config.endpoint
+        if moved and config is not None:
+            log.info("%s: its gateway is at %s now", self._peer_id, config.endpoint)
+            body["peer"] = {"endpoint": config.endpoint}
         try:
             await self.request("patch_tunnel", body)
         except EngineError as error:
@@ -200,6 +238,11 @@ class UserspaceTunnel(Tunnel):
                 self._lost()
                 return
             raise engine_failed(error) from None
+        self.config = config
+        replaced = former and config and former.public_key != config.public_key
+        if replaced and self._lost is not None:
+            log.warning("%s: its gateway has another key; the tunnel is made anew", self._peer_id)
+            self._lost()
 
     async def request(self, method: str, *args: Any) -> Any:
         """Call the engine about this tunnel.
@@ -236,6 +279,7 @@ class UserspaceTunnel(Tunnel):
         self._closed = True
         if self._lost is not None:
             self._engine.forget(self._lost)
+        self._engine.events.remove(self._peer_id, self._heard)
         assert self.proxy is not None  # noqa: S101 - set in __init__, never cleared
         network.own_proxy(self.proxy.host, self.proxy.port, known=False)
 
