@@ -19,7 +19,7 @@ from benchmarks.fabrics import connector, fabric
 from benchmarks.report import Section
 
 ROOT = Path(__file__).parent.parent
-SIZES = {"full": 9, "quick": 3, "tiny": 1}  # rounds
+SIZES = {"full": 9, "quick": 2, "tiny": 1}  # rounds
 STEPS = {"full": ("1000", "7"), "quick": ("200", "3")}  # of the graph, and rounds
 STEPS_AIMED_AT, OVERHEAD = 1000, 2  # steps, and per cent over a graph without an identity
 NOISE = (

@@ -43,7 +43,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "clients": (1, 8, 64),
         "requests": (400, 400),
         "least": 40,
-        "rounds": 3,
+        "rounds": 2,
         "idle": 0.5,
     },
     "tiny": {

@@ -32,7 +32,7 @@ BOTH = "userspace", "netns"
 FIRST_BYTE, EXEC = 100, 150  # ms
 SIZES: dict[str, dict[str, Any]] = {
     "full": {"rounds": 40, "cold": 10, "backends": BOTH, "other": True, "exec": 20},
-    "quick": {"rounds": 8, "cold": 3, "backends": BOTH, "other": True, "exec": 5},
+    "quick": {"rounds": 8, "cold": 2, "backends": BOTH, "other": True, "exec": 3},
     "tiny": {"rounds": 1, "cold": 1, "backends": BOTH[:1], "other": False, "exec": 1},
 }
 WARM = "the enrollment, which waits for the gateway to have the peer, is most of it"
