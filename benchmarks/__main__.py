@@ -25,10 +25,7 @@ def one(name: str, size: str) -> report.Section:
     started = time.perf_counter()
     try:
         module = importlib.import_module(f"benchmarks.{name}")
-        if name == "control_plane":
-            section: report.Section = module.measure(quick=size != "full")
-        else:
-            section = module.measure(size)
+        section: report.Section = module.measure(size)
     except Exception:
         traceback.print_exc()
         section = report.Section(name, failed=True)

@@ -74,6 +74,9 @@ def drive(url: str, clients: int, requests: Iterable[bytes], processes: int = 2)
         )
         for number in range(count)
     ]
+    for process in started:
+        if process.stdout is None or process.stdout.readline() != b"ready\n":
+            raise RuntimeError("a client process did not start")
     load = Load()
     begun = time.perf_counter()
     for process in started:
@@ -106,8 +109,6 @@ def _start(
         stdout=subprocess.PIPE,
     )
     _write(process, json.dumps(job).encode() + b"\n")
-    if process.stdout is None or process.stdout.readline() != b"ready\n":
-        raise RuntimeError("a client process did not start")
     return process
 
 

@@ -1,6 +1,6 @@
 """What ``lattice exec`` costs over the bare command, as one JSON object.
 
-    python benchmarks/exec.py [--rounds 40]
+    python -m benchmarks.exec [--rounds 40]
 
 Measures on the machine it runs on, against the real control plane, gateway and engine:
 
@@ -13,6 +13,7 @@ Measures on the machine it runs on, against the real control plane, gateway and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -23,11 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from main_job import resident_mb, running_fabric, summary
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from support.wrapped import descendants
+from benchmarks.fabrics import fabric, resident_mb
+from benchmarks.report import summary
 
 # Prints the clock as soon as it runs; the interpreter without site is what starts fastest here.
 CLOCK = [sys.executable, "-I", "-S", "-c", "import time; print(time.monotonic())"]
@@ -65,11 +63,23 @@ def of_agent(settings: dict[str, Any], number: int) -> dict[str, Any]:
         return rounds(number, measure)
 
 
+def descendants(pid: int) -> list[int]:
+    """All processes below one."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):  # it may end meanwhile
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                found += [child, *descendants(child)]
+    return found
+
+
 def memory(environment: dict[str, str]) -> dict[str, float]:
     """Of what runs beside a program that does nothing."""
     with subprocess.Popen([*LATTICE, "sleep", "60"], env=environment) as process:
         names: dict[str, float] = {}
         while "sleep" not in names:
+            if process.poll() is not None:
+                raise RuntimeError("lattice exec ended before its program began")
             names = {"command": round(resident_mb(process.pid), 1)}
             for pid in descendants(process.pid):
                 line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -84,11 +94,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=40)
     number = parser.parse_args().rounds
-    with running_fabric() as (fabric, settings):
+    with fabric() as (running, settings):
         environment = {
             **os.environ,
-            "LATTICE_SERVER": fabric.url,
-            "LATTICE_TOKEN": fabric.workspace_token,
+            "LATTICE_SERVER": running.url,
+            "LATTICE_TOKEN": running.workspace_token,
             "LATTICE_ISOLATION": "required",
         }
         by_sdk = {**environment, "LATTICE_TIMEOUT": "30"}

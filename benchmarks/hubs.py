@@ -15,6 +15,7 @@ from benchmarks import rawgo
 from benchmarks.rawgo import key_pair
 from lattice_engine import EngineProcess, namespace_socket
 
+SECRET = "YWdlbnQ6c2VjcmV0"  # agent:secret, of each userspace proxy
 GRANTS_EACH = 100  # of a peer that is there for its grants alone
 
 
@@ -84,8 +85,7 @@ class End:
             connection.connect((to, port))
         else:
             proxy = self.made["proxy"]
-            secret = "YWdlbnQ6c2VjcmV0"  # agent:secret
-            connection = by_connect((proxy["host"], proxy["port"]), to, port, secret)
+            connection = by_connect((proxy["host"], proxy["port"]), to, port, SECRET)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import ssl
 import statistics
@@ -17,20 +18,28 @@ from typing import Any
 
 import httpx
 
-from benchmarks import wireproxy
+from benchmarks import place, wireproxy
 from benchmarks.certificate import self_signed
+from benchmarks.exec import CLOCK, LATTICE, started
 from benchmarks.fabrics import fabric, in_fresh_interpreter
 from benchmarks.report import Section
 from lattice_sdk import LatticeAgent, hookimpl
 from lattice_sdk.plugins import manager
+from lattice_server.fabric import Fabric
 
 URL = "http://github-tools.lattice/"
+BOTH = "userspace", "netns"
+FIRST_BYTE, EXEC = 100, 150  # ms
 SIZES: dict[str, dict[str, Any]] = {
-    "full": {"rounds": 40, "cold": 10, "backends": ("userspace", "netns"), "other": True},
-    "quick": {"rounds": 8, "cold": 3, "backends": ("userspace", "netns"), "other": True},
-    "tiny": {"rounds": 1, "cold": 1, "backends": ("userspace",), "other": False},
+    "full": {"rounds": 40, "cold": 10, "backends": BOTH, "other": True, "exec": 20},
+    "quick": {"rounds": 8, "cold": 2, "backends": BOTH, "other": True, "exec": 3},
+    "tiny": {"rounds": 1, "cold": 1, "backends": BOTH[:1], "other": False, "exec": 1},
 }
 WARM = "the enrollment, which waits for the gateway to have the peer, is most of it"
+STARTS = (
+    "an enrollment, a network namespace with its tunnel, and the start of the engine that keeps "
+    "it; an engine that runs already would take its start away"
+)
 FLOOR = (
     "the floor is a loopback round trip in one process; a join is an enrollment that a database "
     "and the gateway have confirmed, a WireGuard handshake, and a request over two tunnels. It "
@@ -65,8 +74,16 @@ def measure(size: str) -> Section:
         bare(floor_url, running.url)
         floor = [bare(floor_url, running.url) for _ in range(options["rounds"])]
         section.add("floor: one HTTPS request and a TCP connect", ms(floor), "ms")
-        for backend in options["backends"]:
-            _backend(section, {**settings, "backend": backend}, floor_url, running.url, options)
+        warm = [
+            join
+            for backend in options["backends"]
+            for join in _backend(
+                section, {**settings, "backend": backend}, floor_url, running.url, options
+            )
+        ]
+        told = f"enroll → first byte, p50 of {len(warm)} warm joins"
+        section.at_most(told, ms(warm), "ms", FIRST_BYTE, note=WARM)
+        _exec(section, running, options["exec"])
         if not options["other"]:
             return section
         if (program := wireproxy.build()) is None:
@@ -79,7 +96,7 @@ def measure(size: str) -> Section:
 
 def _backend(
     section: Section, settings: dict[str, Any], floor_url: str, other: str, options: dict[str, Any]
-) -> None:
+) -> list[float]:
     """Joins of one backend; before each the floor, so that a slow moment is one of both."""
     backend, phases = settings["backend"], Phases()
     manager().register(phases)
@@ -100,6 +117,31 @@ def _backend(
         section.add(f"  of it: {name}", ms(values), "ms")
     cold = [cold_join(settings) for _ in range(options["cold"])]
     section.add(f"cold, {backend}: the engine starts as well", ms(cold), "ms")
+    return warm
+
+
+def _exec(section: Section, running: Fabric, rounds: int) -> None:
+    """From a command's start to its program's first instruction, bare and by ``lattice exec``."""
+    if (why := place.missing()) is not None:
+        section.remarks.append(f"lattice exec was not measured: {why}.")
+        return
+    environment = {
+        **os.environ,
+        "LATTICE_SERVER": running.url,
+        "LATTICE_TOKEN": running.workspace_token,
+        "LATTICE_ISOLATION": "required",
+    }
+    commands = {"bare": CLOCK, "exec": [*LATTICE, *CLOCK]}
+    for command in commands.values():
+        started(command, environment)
+    taken: dict[str, list[float]] = {way: [] for way in commands}
+    for _ in range(rounds):
+        for way, command in commands.items():
+            taken[way].append(started(command, environment)[0])
+    section.add("lattice exec, start to the program", ms(taken["exec"]), "ms")
+    over = [one - bare for one, bare in zip(taken["exec"], taken["bare"], strict=True)]
+    told = "lattice exec, start over the bare command's"
+    section.at_most(told, ms(over), "ms", EXEC, note=STARTS)
 
 
 class Phases:

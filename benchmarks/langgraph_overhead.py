@@ -1,6 +1,6 @@
 """What an identity costs a LangGraph run, as one JSON object.
 
-    python benchmarks/langgraph_overhead.py [--steps 1000] [--rounds 31]
+    python -m benchmarks.langgraph_overhead [--steps 1000] [--rounds 31]
 
 A graph whose one node runs 1,000 times, bare and under an identity, in one process: rounds
 alternate, so that what else the machine does falls on both alike. Under an identity the node asks
@@ -17,18 +17,13 @@ import operator
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 from langgraph.graph import END, START, StateGraph
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from main_job import running_fabric
-
+from benchmarks.fabrics import fabric
 from lattice_langgraph import bind, current_agent
 
 
@@ -122,7 +117,7 @@ def main() -> None:
     arguments = parser.parse_args()
     from lattice_sdk import LatticeAgent
 
-    with running_fabric() as (_, settings), LatticeAgent(**settings) as agent:
+    with fabric() as (_, settings), LatticeAgent(**settings) as agent:
 
         def graphs(bare: Any, asking: Any) -> dict[str, Any]:
             return {

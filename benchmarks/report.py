@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+BUDGET = {"full": 900, "quick": 120}  # seconds, on two cores that do nothing else
 BUSY = 10.0  # per cent of the machine's time that may go elsewhere before it is said
 
 
@@ -98,6 +99,14 @@ class Section:
         """Add a figure whose value shall be no less than ``limit``."""
         return self._aimed(name, values, unit, f"≥ {limit:g} {unit}", limit, -1, more)
 
+    def within(
+        self, name: str, values: Sequence[float] | float, unit: str, limit: float, **more: Any
+    ) -> Figure:
+        """Add a figure whose value shall be no further than ``limit`` from zero."""
+        rounds = [float(values)] if isinstance(values, (int, float)) else list(values)
+        met = abs(statistics.median(rounds)) <= limit
+        return self._judged(name, rounds, unit, f"± {limit:g} {unit}", met, more)
+
     def _aimed(
         self,
         name: str,
@@ -110,6 +119,17 @@ class Section:
     ) -> Figure:
         rounds = [float(values)] if isinstance(values, (int, float)) else list(values)
         met = sign * statistics.median(rounds) <= sign * limit
+        return self._judged(name, rounds, unit, target, met, more)
+
+    def _judged(
+        self,
+        name: str,
+        rounds: Sequence[float],
+        unit: str,
+        target: str,
+        met: bool,
+        more: dict[str, Any],
+    ) -> Figure:
         if met:
             more.pop("note", None)
         return self.add(name, rounds, unit, target=target.strip(), met=met, **more)
@@ -119,6 +139,18 @@ def percentile(values: Iterable[float], percent: float) -> float:
     """The value that ``percent`` of all are not above (nearest rank)."""
     ordered = sorted(values)
     return ordered[max(0, -(-len(ordered) * percent // 100).__int__() - 1)]
+
+
+def summary(values: list[float], unit: str = "ms") -> dict[str, float]:
+    """Median, 99th percentile and spread of measured seconds, in milliseconds."""
+    scaled = sorted(value * 1000 for value in values)
+    return {
+        f"p50_{unit}": round(statistics.median(scaled), 1),
+        f"p99_{unit}": round(scaled[min(len(scaled) - 1, round(len(scaled) * 0.99))], 1),
+        f"min_{unit}": round(scaled[0], 1),
+        f"max_{unit}": round(scaled[-1], 1),
+        "rounds": len(scaled),
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -160,7 +192,11 @@ def _busy() -> float:
 def write(directory: Path, sections: Sequence[Section], described: dict[str, Any]) -> Path:
     """Write ``results.json``, ``report.md`` and the plots; the report's path."""
     directory.mkdir(parents=True, exist_ok=True)
-    document = {"machine": described, "sections": [asdict(section) for section in sections]}
+    document = {
+        "machine": described,
+        "seconds": sum(section.seconds for section in sections),
+        "sections": [asdict(section) for section in sections],
+    }
     results = directory / "results.json"
     results.write_text(json.dumps(document, indent=2) + "\n")
     report = directory / "report.md"
@@ -182,6 +218,7 @@ def _markdown(sections: Sequence[Section], described: dict[str, Any], plots: Seq
     lines = ["# Benchmarks", "", ", ".join(f"{name}: {described[name]}" for name in described), ""]
     if described.get("busy_before_percent", 0) > BUSY:
         lines += ["**Other work ran meanwhile: trust ratios within one row group alone.**", ""]
+    lines += [_took(sections, described.get("size", "")), ""]
     lines += _summary([one for section in sections for one in section.figures if one.target])
     lines += ["| | value | spread | target | met |", "| --- | ---: | --- | --- | --- |"]
     for section in sections:
@@ -191,11 +228,35 @@ def _markdown(sections: Sequence[Section], described: dict[str, Any], plots: Seq
             lines.append(
                 f"| {one.name} | {_value(one)} | {spread} | {one.target} | {_MET[one.met]} |"
             )
+    for curve in (one for section in sections for one in section.curves):
+        lines += _table(curve)
     remarks = [remark for section in sections for remark in section.remarks]
     if remarks:
         lines += ["", *(f"- {remark}" for remark in remarks)]
     lines += ["", *(f"![{plot}]({plot})" for plot in plots)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _took(sections: Sequence[Section], size: str) -> str:
+    """How long all of it took, of what it may, and each section."""
+    of = f" of at most {BUDGET[size]}" if size in BUDGET else ""
+    parts = ", ".join(
+        f"{section.title.partition(':')[0].lower()} {section.seconds:.0f} s" for section in sections
+    )
+    return f"It took {sum(section.seconds for section in sections):.0f} s{of}: {parts}."
+
+
+def _table(curve: Curve) -> list[str]:
+    """A curve's points, a column for each place."""
+    places = sorted({x for points in curve.lines.values() for x, _ in points})
+    head = " | ".join(f"{place:,.0f}" for place in places)
+    lines = ["", f"**{curve.name}**, {curve.y_label}", "", f"| {curve.x_label} | {head} |"]
+    lines.append(f"| --- |{' ---: |' * len(places)}")
+    for name, points in curve.lines.items():
+        values = dict(points)
+        cells = (f"{values[place]:.4g}" if place in values else "" for place in places)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 _MET = {None: "", True: "yes", False: "**no**"}

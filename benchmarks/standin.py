@@ -17,6 +17,7 @@ import sys
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+MOST = 1 << 20  # peers: it has none
 REVISION = re.compile(r'"revision":(\d+)')
 
 
@@ -31,6 +32,7 @@ def main() -> None:
         "address": str(ipaddress.IPv4Network(overlay)[1]),
         "overlay": overlay,
         "version": "0",
+        "maxPeers": MOST,
     }
     with connect(
         url.replace("http", "ws", 1) + "/api/v1/gateway/stream",

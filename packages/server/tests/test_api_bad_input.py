@@ -305,3 +305,38 @@ def test_rested_address_is_used_again(make_control_plane: Any) -> None:
             one = plane.enrolled(token)
             assert one["overlayIP"] == "10.96.0.2/32"
             plane.call("DELETE", f"/api/v1/peers/{one['peerId']}", token)
+
+
+def test_a_gateway_that_is_full_gets_no_identity_that_its_wireguard_would_refuse(
+    make_control_plane: Any,
+) -> None:
+    with make_control_plane(overlay="10.96.0.0/16", quarantine="1h") as plane:
+        gateway = plane.gateway(overlay="10.96.0.0/16", maxPeers=3)
+        token = plane.workspace("ws")
+        peers = [plane.enrolled(token)["peerId"] for _ in range(3)]
+        for _ in range(2):
+            answer = plane.enroll(token)
+            check(answer, 503, "address_pool_exhausted", token)
+            assert "3 live identities" in answer.json()["detail"]
+            assert "a further control plane with a gateway" in answer.json()["detail"]
+        plane.call("DELETE", f"/api/v1/peers/{peers[0]}", token)  # its address rests, its place not
+        assert plane.enrolled(token)
+        check(plane.enroll(token), 503, "address_pool_exhausted", token)
+        assert len(gateway.peers) == 3
+
+
+def test_connectors_take_places_of_a_gateway_and_take_over_in_one_that_is_full(
+    make_control_plane: Any,
+) -> None:
+    with make_control_plane() as plane:
+        plane.gateway(maxPeers=2)
+        token = plane.workspace("ws")
+        path = "/api/v1/services/{}/connect?workspaceId=ws"
+        for name in ("one", "other"):
+            plane.service("ws", name)
+        assert plane.call("POST", path.format("one"), plane.admin).status_code == 201
+        assert plane.enrolled(token)
+        check(plane.enroll(token), 503, "address_pool_exhausted", token)
+        refused = plane.call("POST", path.format("other"), plane.admin)
+        check(refused, 503, "address_pool_exhausted")
+        assert plane.call("POST", path.format("one"), plane.admin).status_code == 201

@@ -54,6 +54,8 @@ async def connect_service(
                 )
         before = await peer_by_id(tx.connection, service.peer_id)
         now = now_ms()
+        if before is None or before.state != "active":
+            await control.room.enter(tx, gateway)
         peer = PeerRecord(
             id=service.peer_id,
             kind="service",

@@ -20,6 +20,7 @@ from lattice_server.limits import FailureGuard, Lanes
 from lattice_server.metrics import Metrics
 from lattice_server.problems import ApiProblem, gateway_unavailable
 from lattice_server.quarantine import Quarantine
+from lattice_server.room import Room
 from lattice_server.settings import ServerSettings
 from lattice_server.store import schema, statements
 from lattice_server.store.database import Database, Transaction
@@ -40,6 +41,7 @@ class ControlPlane:
         self.connectors = Connectors()
         self.database = Database(settings.database_url)
         self.addresses = AddressPool(settings.overlay)
+        self.room = Room()
         self.failures = FailureGuard(settings.auth_failures_per_minute)
         self.lanes = Lanes()
         self.key_sets = KeySets(settings.issuer_ca_file)

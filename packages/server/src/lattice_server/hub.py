@@ -24,6 +24,9 @@ log = logging.getLogger("lattice.hub")
 PEERS_PER_MESSAGE = 1000
 # Below the 1 MiB that WebSocket libraries accept by default.
 BYTES_PER_MESSAGE = 768 * 1024
+# Of wireguard-go, which is under every gateway of ours: MaxPeers in its device/constants.go. The
+# kernel's WireGuard takes 2^20 (MAX_PEERS_PER_DEVICE in drivers/net/wireguard/messages.h).
+MAX_PEERS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +67,13 @@ def _grants_json(grants: tuple[Grant, ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class GatewayInfo:
-    """What a gateway says of itself."""
+    """What a gateway says of itself. ``max_peers`` is how many peers its WireGuard takes."""
 
     name: str
     public_key: str
     endpoint: str
     version: str
+    max_peers: int = MAX_PEERS
 
 
 class Stream:

@@ -24,6 +24,7 @@ from lattice_server.access import (
 from lattice_server.answers import identity_answer
 from lattice_server.clock import now_ms, rfc3339
 from lattice_server.credentials import new_id, new_key_pair, new_token, token_hash
+from lattice_server.hub import GatewayInfo
 from lattice_server.presets import BUILT_IN, Presets
 from lattice_server.problems import ApiProblem
 from lattice_server.publication import Publication, publish, store, wait_or_undo
@@ -103,7 +104,9 @@ async def enroll(
     async with control.lanes.enter(f"{token.id} {principal.subject or ''}"):
         for attempt in range(3):
             try:
-                done = await _commit_agent(control, token, peer, own_key=private is not None)
+                done = await _commit_agent(
+                    control, gateway, token, peer, own_key=private is not None
+                )
                 break
             except IntegrityError:
                 # Another process on the same database was faster, or the pool was behind.
@@ -126,7 +129,12 @@ async def enroll(
 
 
 async def _commit_agent(
-    control: ControlPlane, token: TokenRecord, peer: PeerRecord, *, own_key: bool
+    control: ControlPlane,
+    gateway: GatewayInfo,
+    token: TokenRecord,
+    peer: PeerRecord,
+    *,
+    own_key: bool,
 ) -> Publication:
     taken: list[str] = []
     try:
@@ -138,6 +146,7 @@ async def _commit_agent(
                 if known is not None:
                     return await _take_up(control, tx, token, known, peer)
             await tokens.use(tx, token)
+            await control.room.enter(tx, gateway)
             taken.append(await control.take_address(tx, peer.id))
             peer = replace(peer, address=taken[0])
             if peer.allow:

@@ -19,7 +19,7 @@ from lattice_server.api.common import caller_of
 from lattice_server.clock import now_ms
 from lattice_server.control import ControlPlane
 from lattice_server.denials import Flow
-from lattice_server.hub import GatewayInfo, Stream
+from lattice_server.hub import MAX_PEERS, GatewayInfo, Stream
 from lattice_server.problems import ApiProblem, printable
 from lattice_server.store import schema
 from lattice_server.store.queries import whole_state
@@ -45,6 +45,7 @@ class Hello(WireModel):
     address: str
     overlay: str
     version: Annotated[str, Field(max_length=64)] = ""
+    max_peers: Annotated[int, Field(ge=1)] = MAX_PEERS
 
 
 class Ack(WireModel):
@@ -174,7 +175,9 @@ def _check_hello(control: ControlPlane, hello: Hello) -> GatewayInfo:
     current = control.hub.stream
     if current is not None and current.info.name != hello.gateway:
         raise _Close(TRY_LATER, f"the gateway {current.info.name} is connected; there is one")
-    return GatewayInfo(hello.gateway, hello.public_key, hello.endpoint, hello.version)
+    return GatewayInfo(
+        hello.gateway, hello.public_key, hello.endpoint, hello.version, hello.max_peers
+    )
 
 
 async def _remember(connection: Any, info: GatewayInfo) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 
-from sqlalchemy import Table, bindparam, insert, literal_column, or_, select, update
+from sqlalchemy import Table, bindparam, func, insert, literal_column, or_, select, update
 
 from lattice_server.store import schema
 from lattice_server.store.prepared import Prepared
@@ -21,6 +21,8 @@ PEER_BY_ID = Prepared(_peer.where(_peers.id == bindparam("id")))
 PEER_BY_TOKEN = Prepared(_peer.where(_peers.token_hash == bindparam("hash")))
 LIVE_PEER_BY_KEY = Prepared(_peer.where(_peers.public_key == bindparam("key"), _active))
 LIVE_CHILDREN = Prepared(_peer.where(_peers.parent_id == bindparam("parent"), _active))
+# Those included whose deadline has passed and of which nobody has said that they are gone.
+COUNT_ACTIVE_PEERS = Prepared(select(func.count()).where(_active))
 LIVE_PEERS = Prepared(_peer.where(_active, _peers.expires_at > bindparam("now")))
 # Followed by both hashes, which are compared by the program.
 TOKEN_BY_HASH = Prepared(
