@@ -51,7 +51,7 @@ _BY_CODE: dict[str, tuple[type[errors.LatticeError], str]] = {
     "peer_expired": (errors.IdentityExpired, "Enroll anew"),
     "address_pool_exhausted": (
         errors.AddressPoolExhausted,
-        "Delete identities that are no longer used, or give the control plane a larger overlay",
+        "Delete identities that are no longer used, or do what the message suggests",
     ),
     "egress_unavailable": (
         errors.EgressUnavailable,
