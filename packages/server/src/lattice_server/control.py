@@ -16,7 +16,7 @@ from lattice_server.connectors import Connectors
 from lattice_server.denials import Denials
 from lattice_server.hub import GatewayInfo, Hub
 from lattice_server.jwks import KeySets
-from lattice_server.limits import FailureGuard, Lanes
+from lattice_server.limits import Buckets, FailureGuard, Lanes
 from lattice_server.metrics import Metrics
 from lattice_server.problems import ApiProblem, gateway_unavailable
 from lattice_server.quarantine import Quarantine
@@ -27,6 +27,9 @@ from lattice_server.store.events import EventLog
 from lattice_server.webhook import Webhook
 
 log = logging.getLogger("lattice.control")
+
+# Events of one identity about what it repeats, such as its renewals: so many, then one in a while.
+RECORDED_AT_ONCE, RECORDED_SECONDS = 10, 10.0
 
 
 class ControlPlane:
@@ -42,6 +45,7 @@ class ControlPlane:
         self.addresses = AddressPool(settings.overlay)
         self.failures = FailureGuard(settings.auth_failures_per_minute)
         self.lanes = Lanes()
+        self.repeated = Buckets(RECORDED_AT_ONCE, 1 / RECORDED_SECONDS)
         self.key_sets = KeySets(settings.issuer_ca_file)
         self.denials = Denials(self.database, self.events)
         self.quarantine = Quarantine(self)
@@ -60,7 +64,7 @@ class ControlPlane:
             await self._check_overlay(tx)
             await ensure_admin_token(tx, self.settings.data_dir)
         await self.reload_addresses()
-        await reconciler.reconcile(self)
+        await reconciler.reconcile(self, forget=False)
         self._tasks = [
             asyncio.create_task(reconciler.run(self), name="reconciler"),
             asyncio.create_task(self.denials.run(), name="denials"),

@@ -185,7 +185,8 @@ async def _take_up(
     )
     await store(tx, peer, known)
     await delegation.shorten_descendants(control, tx, peer)
-    await control.events.append(tx, [enrolled(peer, again=True)])
+    if _is_recorded(control, peer, "again"):
+        await control.events.append(tx, [enrolled(peer, again=True)])
     return await publish(control, tx, peer, known)
 
 
@@ -248,9 +249,9 @@ async def renew(
         if peer.expires_at < before.expires_at:
             await delegation.shorten_descendants(control, tx, peer)
         changed = {"keyChanged": True} if key != before.public_key else {}
-        await control.events.append(
-            tx, [peer_event("renewed", now, peer, expiresAt=rfc3339(peer.expires_at), **changed)]
-        )
+        if _is_recorded(control, peer, "key" if changed else "deadline"):
+            told = {"expiresAt": rfc3339(peer.expires_at), "renewals": peer.renewals, **changed}
+            await control.events.append(tx, [peer_event("renewed", now, peer, **told)])
         done = await publish(control, tx, peer, before)
     await wait_or_undo(control, done, None)
     control.metrics.renewals.inc()
@@ -264,6 +265,19 @@ async def renew(
         done.services,
         done.ingress,
     )
+
+
+def _is_recorded(control: ControlPlane, peer: PeerRecord, what: str) -> bool:
+    """Whether what an identity may repeat as it likes gets an event of its own this time.
+
+    The log is not to be filled by one identity. What it leaves out is in the next one's count; a
+    new key is counted apart, so that nobody hides one behind renewals.
+    """
+    key = f"{peer.id} {what}"
+    if control.repeated.wait(key) > 0:
+        return False
+    control.repeated.take(key)
+    return True
 
 
 async def remove(control: ControlPlane, peer_id: str, principal: Principal) -> None:
