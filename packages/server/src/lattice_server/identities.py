@@ -138,7 +138,7 @@ async def _commit_agent(
                 if known is not None:
                     return await _take_up(control, tx, token, known, peer)
             await tokens.use(tx, token)
-            taken.append(await control.take_address(tx, peer.id))
+            taken.append(await control.take_address(tx, peer.id, peer.workspace_id))
             peer = replace(peer, address=taken[0])
             if peer.allow:
                 services = await services_of(tx.connection, peer.workspace_id)
@@ -150,7 +150,7 @@ async def _commit_agent(
         raise
     except BaseException:
         for address in taken:
-            control.addresses.release(address)
+            control.give_back(peer.workspace_id, address)
         raise
 
 

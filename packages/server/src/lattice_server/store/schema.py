@@ -160,6 +160,7 @@ addresses = Table(
     Column("address", String(15), primary_key=True),
     Column("owner", String(64), nullable=False),
     Column("free_at", BigInteger, index=True),
+    Column("workspace_id", String(128)),
 )
 
 gateways = Table(

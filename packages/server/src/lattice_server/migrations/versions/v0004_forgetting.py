@@ -1,7 +1,8 @@
-"""Events are deleted by their retention alone; resting sub-agents are found by an index."""
+"""Events go by their retention alone; resting sub-agents are found; whose addresses are."""
 
 from __future__ import annotations
 
+import sqlalchemy as sa
 from alembic import op
 
 revision = "0004"
@@ -42,10 +43,17 @@ def upgrade() -> None:
         )
     op.drop_index("ix_peers_root", "peers")
     op.create_index("ix_peers_root", "peers", ["root_id", "state", "ended_at"], unique=False)
+    op.add_column("addresses", sa.Column("workspace_id", sa.String(length=128), nullable=True))
+    op.execute(
+        "UPDATE addresses SET workspace_id = COALESCE("
+        "(SELECT workspace_id FROM peers WHERE peers.id = addresses.owner), "
+        "(SELECT workspace_id FROM services WHERE services.peer_id = addresses.owner))"
+    )
 
 
 def downgrade() -> None:
     """Take back."""
+    op.drop_column("addresses", "workspace_id")
     op.drop_index("ix_peers_root", "peers")
     op.create_index("ix_peers_root", "peers", ["root_id", "state"], unique=False)
     if op.get_context().dialect.name == "sqlite":
