@@ -65,7 +65,7 @@ async def enroll(
     token = principal.granted()
     gateway = control.gateway()
     presets: Presets = BUILT_IN
-    if (request.policy_preset or "sandboxed") not in presets or token.kind == "delegation":
+    if terms.preset_of(token, request) not in presets or token.kind == "delegation":
         async with control.database.look() as connection:
             presets = await presets_of_workspace(connection, token.workspace_id or "")
     granted = terms.for_agent(control.settings, token, request, presets)
