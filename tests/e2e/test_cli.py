@@ -121,6 +121,36 @@ def test_sub_agent_from_delegation_to_its_parents_end(
     assert child["peerId"] not in {one["peerId"] for one in member.read("peers", "list")}
 
 
+def test_line_of_delegations_is_shown_from_its_first_to_its_last(
+    member: Shell, world: World
+) -> None:
+    line = [member.read("enroll", "lead", "--preset", "coordinator")]
+    for name in ("planner", "searcher"):
+        holder = Shell(world, line[-1]["enrollmentToken"])
+        words = ("peers", "delegate", line[-1]["peerId"], name, "--preset", "coordinator")
+        secret = holder.run(*words, "--ttl", "5m", "--quiet").stdout.strip()
+        line.append(Shell(world, secret).read("enroll", name, "--preset", "coordinator"))
+    ids = [one["peerId"] for one in line]
+    shown = [f"{one} ({name}, coordinator)" for one, name in zip(ids, NAMES_OF_LINE, strict=True)]
+    rows = {}
+    for one in ids:
+        done = member.run("peers", "get", one)
+        assert done.returncode == 0, done.stderr
+        rows[one] = dict(
+            map(str.strip, row.split(maxsplit=1)) for row in done.stdout.splitlines() if " " in row
+        )
+    assert rows[ids[2]]["chain"] == " > ".join(shown[:2])
+    assert rows[ids[1]]["chain"] == shown[0]
+    assert rows[ids[1]]["subAgents"] == shown[2]
+    assert rows[ids[0]]["subAgents"] == shown[1]
+    [above, between] = member.read("peers", "get", ids[2])["chain"]
+    assert [above["peerId"], between["peerId"]] == ids[:2]
+    assert member.run("peers", "delete", ids[0]).returncode == 0
+
+
+NAMES_OF_LINE = ("lead", "planner", "searcher")
+
+
 def test_token_with_limits_is_shown_once(admin: Shell, world: World) -> None:
     made = admin.read("tokens", "create", "--max-ttl", "1m", "--uses", "1")
     secret = made["token"]

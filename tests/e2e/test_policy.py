@@ -99,6 +99,14 @@ def test_an_agent_learns_new_names_by_asking_or_by_being_refused(world: World) -
             change(world, "payroll", designated=False, hostnames=["payroll.lattice"])
 
 
+def test_an_agent_that_says_no_preset_has_the_one_that_its_token_names(world: World) -> None:
+    token = world.fabric.create_token(
+        kind="workspace", workspaceId=world.fabric.workspace, presets=["coordinator"]
+    )
+    with LatticeAgent(server=world.fabric.url, token=token) as planner:
+        planner.listen(7100).close()  # which a sandboxed one may not
+
+
 def test_a_preset_of_the_workspace_is_enforced_and_changes_at_once(world: World) -> None:
     set_policy(world, presets={"auditor": {"egress": ["service:payroll"], "ingress": ["agents"]}})
     token = world.fabric.create_token(

@@ -193,3 +193,51 @@ def test_large_bodies_of_strangers_do_not_fill_the_memory(
     assert statuses <= {0, 413, 503}
     assert resident() - before < 200, "MiB"
     works(api, ours, 1)
+
+
+def test_bodies_that_one_address_holds_back_keep_nobody_out(
+    flooded: tuple[Api, Tenant, Tenant],
+) -> None:
+    """Without any token: as many bodies as there may be connections, each a byte short."""
+    api, ours, _ = flooded
+    with holding_back(api, ["127.0.0.2"] * 200):
+        works(api, ours)
+        # Not its neighbours behind the same address either.
+        neighbour = httpx.HTTPTransport(local_address="127.0.0.2")
+        with httpx.Client(transport=neighbour, base_url=api.fabric.url, timeout=30) as http:
+            headers = {"Authorization": f"Bearer {ours.token['token']}"}
+            enrolled = http.post("/api/v1/agent-enroll", json={"agentName": "x"}, headers=headers)
+            assert enrolled.status_code == 201, enrolled.text
+
+
+def test_bodies_that_many_addresses_hold_back_keep_nobody_out(
+    flooded: tuple[Api, Tenant, Tenant],
+) -> None:
+    """As much from each as one may hold, and more of them than the server holds in all."""
+    api, ours, _ = flooded
+    with holding_back(api, [f"127.0.1.{number}" for number in range(1, 31) for _ in range(7)]):
+        works(api, ours)
+
+
+@contextlib.contextmanager
+def holding_back(api: Api, sources: list[str]) -> Iterator[None]:
+    """Send bodies less their last byte from these addresses, and hold them.
+
+    First a large one from each, then smaller and smaller ones, into every gap that is left.
+    """
+    where = urlsplit(api.fabric.url)
+    head = b"POST /api/v1/workspaces HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+
+    def send(source: str, size: int) -> socket.socket:
+        to = (where.hostname or "", where.port or 0)
+        client = socket.create_connection(to, 20, (source, 0))
+        with contextlib.suppress(OSError):  # it may be told to go before it has sent it all
+            client.sendall(head % (size + 1) + b"[" + b" " * (size - 1))
+        return client
+
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(16) as pool:
+        for size in (1024 * 1024 - 1, 60_000, 4000, 500, 64):
+            for client in pool.map(send, sources, [size] * len(sources)):
+                stack.enter_context(client)
+            time.sleep(1)  # until what was refused of these has left its gap
+        yield

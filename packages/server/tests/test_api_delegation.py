@@ -392,6 +392,79 @@ def test_number_of_sub_agents_is_limited_over_the_whole_line(make_control_plane:
         assert delegate(plane, one).status_code == 201
 
 
+def test_sub_agents_that_come_and_go_without_pause_are_limited(make_control_plane: Any) -> None:
+    with make_control_plane(sub_agent_limit=3, quarantine="10m") as plane:
+        plane.gateway()
+        token = plane.workspace("ws")
+        one = plane.enrolled(token)
+        begun = 0
+        while (answer := delegate(plane, one)).status_code == 201:
+            sub = plane.enrolled(answer.json()["enrollmentToken"], "helper")
+            plane.call("DELETE", f"/api/v1/peers/{sub['peerId']}", sub["enrollmentToken"])
+            begun += 1
+            assert begun <= 12
+        assert begun == 12
+        assert answer.json()["code"] == "delegation_not_permitted"
+        assert "within 10m" in answer.json()["detail"]
+        # Another line is not held back.
+        assert delegate(plane, plane.enrolled(token)).status_code == 201
+
+
+def test_undone_renewal_does_not_outlive_a_parent_that_was_shortened_meanwhile(
+    plane: Any, gateway: Any, token: str, wait: Any
+) -> None:
+    parent = plane.enrolled(token, ttl="2h")
+    child = sub_agent(plane, parent, ttl="1h")
+    gateway.silent = True
+    settings = plane.control.settings
+    settings.gateway_wait = timedelta(seconds=1)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(renew, plane, child, ttl="20s")
+        wait("the renewal", lambda: gateway.peers[child["peerId"]]["expiresIn"] <= 20)
+        settings.gateway_wait = timedelta(seconds=30)
+        second = pool.submit(renew, plane, parent, ttl="60s")
+        wait("the parent's", lambda: len(plane.events("renewed")) == 2)
+        assert first.result().status_code == 503
+        gateway.silent = False
+        gateway.send({"type": "ack", "revision": gateway.messages[-1]["revision"]})
+        assert second.result().status_code == 200
+    shown = {peer["peerId"]: peer["expiresAt"] for peer in plane.peers()}
+    assert at(shown[child["peerId"]]) <= at(shown[parent["peerId"]])
+    assert gateway.peers[child["peerId"]]["expiresIn"] <= 60
+
+
+@pytest.mark.parametrize("generations", [1, 2])
+def test_a_delegation_is_bound_to_the_sources_and_types_of_the_lines_token(
+    make_control_plane: Any, generations: int
+) -> None:
+    with make_control_plane(trusted_proxies="127.0.0.1", retention=0) as plane:
+        plane.gateway()
+        plane.workspace("ws")
+        token = plane.token(
+            kind="workspace", workspaceId="ws", sources=["10.1.0.0/16"], agentTypes=["search-*"]
+        )
+        here = {"X-Forwarded-For": "10.1.2.3"}
+
+        def call(path: str, bearer: str, headers: dict[str, str], **body: Any) -> Any:
+            return plane.call("POST", path, bearer, json=body, headers=headers)
+
+        wish = {"agentName": "lead", "agentType": "search-lead"}
+        one = call("/api/v1/agent-enroll", token, here, **wish).json()
+        for _ in range(generations):
+            path, bearer = f"/api/v1/agents/{one['peerId']}/delegate", one["enrollmentToken"]
+            other = call(path, bearer, here, subAgentName="sub", agentType="payroll")
+            assert other.json()["code"] == "agent_type_not_permitted"
+            unsaid = call(path, bearer, here, subAgentName="sub")
+            assert unsaid.json()["code"] == "agent_type_not_permitted"
+            told = call(path, bearer, here, subAgentName="sub", agentType="search-web").json()
+            wish = {"agentName": "sub", "agentType": "search-web"}
+            elsewhere = {"X-Forwarded-For": "10.2.0.1"}
+            stolen = call("/api/v1/agent-enroll", told["enrollmentToken"], elsewhere, **wish)
+            assert (stolen.status_code, stolen.json()["code"]) == (403, "source_not_permitted")
+            one = call("/api/v1/agent-enroll", told["enrollmentToken"], here, **wish).json()
+            assert "peerId" in one
+
+
 def test_token_is_good_for_the_delegated_name_and_for_enrolling_alone(
     plane: Any, gateway: Any, token: str
 ) -> None:

@@ -264,8 +264,29 @@ def test_a_sub_agents_name_of_a_pattern_is_within_its_parents(
         served = ask_name(plane, sub, "a.files.example.org").json()
         wanted = {"to": served["address"], "protocol": "tcp", "port": 443}
         assert gateway.peers[sub["peerId"]]["grants"] == [wanted]
-        assert gateway.peers[parent["peerId"]]["grants"] == [wanted]
+        assert gateway.peers[parent["peerId"]]["grants"] == []
         assert ask_name(plane, sub, "b.example.org").status_code == 403
+
+
+def test_a_sub_agent_uses_up_its_own_names_and_not_its_lines(
+    plane: Any, gateway: Any, egress: Any
+) -> None:
+    token = permitting(plane, "ws", {"to": "*"})
+    names = [f"a{number}.example" for number in range(99)]
+    with egress("ws"):
+        parent = plane.enrolled(token, **asks("*.example.org", *names))
+        path = f"/api/v1/agents/{parent['peerId']}/delegate"
+        wish = {"subAgentName": "sub", **asks("*.example.org")}
+        told = plane.call("POST", path, parent["enrollmentToken"], json=wish).json()
+        sub = plane.enrolled(told["enrollmentToken"], "sub")
+        for number in range(5):
+            served = ask_name(plane, sub, f"s{number}.example.org")
+            assert served.status_code == 200, served.text
+            grants = gateway.peers[sub["peerId"]]["grants"]
+            assert {"to": served.json()["address"], "protocol": "tcp", "port": 443} in grants
+        assert ask_name(plane, parent, "own.example.org").status_code == 200
+        plane.call("DELETE", f"/api/v1/peers/{parent['peerId']}", parent["enrollmentToken"])
+        assert [peer["kind"] for peer in plane.peers()] == ["service"]
 
 
 def test_names_of_a_pattern_are_the_identitys_own(plane: Any, gateway: Any, egress: Any) -> None:

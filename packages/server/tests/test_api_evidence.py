@@ -115,9 +115,42 @@ def test_log_cannot_be_rewritten(plane: Any) -> None:
             "UPDATE events SET seq = seq + 1",
             "INSERT INTO events (seq, at, type, data) VALUES (1, 0, 'expired', '{}') "
             "ON CONFLICT (seq) DO UPDATE SET type = 'expired'",
+            "INSERT OR REPLACE INTO events (seq, at, type, data) VALUES (1, 0, 'expired', '{}')",
+            "DELETE FROM events",
+            "DELETE FROM events WHERE seq = 1",
         ):
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
                 connection.execute(statement)
+
+
+def test_retention_deletes_what_it_says_and_nothing_newer(plane: Any) -> None:
+    from sqlalchemy import delete
+    from sqlalchemy.exc import DBAPIError
+
+    from lattice_server.store import schema
+    from lattice_server.store.events import permit_forgetting
+
+    for number in range(3):
+        plane.workspace(f"ws-{number}")
+    before = [event["seq"] for event in plane.events()]
+
+    async def forget(newest: int) -> None:
+        async with (
+            plane.control.database.write() as tx,
+            permit_forgetting(tx, before[1]),
+        ):
+            await tx.connection.execute(delete(schema.events).where(schema.events.c.seq <= newest))
+
+    with pytest.raises(DBAPIError, match="append-only"):
+        plane.run(forget(before[2]))
+    assert [event["seq"] for event in plane.events()] == before
+    plane.run(forget(before[1]))
+    assert [event["seq"] for event in plane.events()] == before[2:]
+    with (
+        sqlite3.connect(plane.settings.data_dir / "lattice.db") as connection,
+        pytest.raises(sqlite3.IntegrityError, match="append-only"),
+    ):
+        connection.execute("DELETE FROM events")
 
 
 class Follower:

@@ -165,36 +165,77 @@ def test_request_that_is_none_is_refused(plane: Any, request_: bytes) -> None:
     assert plane.http.get("/healthz").status_code == 200
 
 
-def test_bodies_of_all_requests_together_are_bounded(
-    plane: Any, monkeypatch: Any, wait: Any
-) -> None:
-    from lattice_server.middleware import _Held
+BIG = b"[" + b" " * 200_000
 
-    held: list[int] = []
-    add = _Held.add
+
+def unfinished(client: socket.socket, body: bytes) -> None:
+    """Send a request whose body never ends."""
+    client.sendall(
+        b"POST /api/v1/workspaces HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n" + body
+    )
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What requests have taken, one after another."""
+    from lattice_server.holding import Held
+
+    taken: list[int] = []
+    add = Held.add
 
     def hold(self: Any, count: int) -> None:
         add(self, count)
-        held.append(count)
+        taken.append(count)
 
-    monkeypatch.setattr(_Held, "add", hold)
-    monkeypatch.setattr("lattice_server.middleware.MAX_HELD_BYTES", 300_000)
-    big = b"[" + b" " * 200_000
+    monkeypatch.setattr(Held, "add", hold)
+    return taken
+
+
+def test_large_bodies_of_one_source_are_bounded(
+    plane: Any, monkeypatch: Any, wait: Any, held: list[int]
+) -> None:
+    monkeypatch.setattr("lattice_server.holding.SOURCE_BYTES", 300_000)
     with connection(plane) as client:
-        client.sendall(
-            b"POST /api/v1/workspaces HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n" + big
-        )
-        wait("the first one to be held", lambda: sum(held) == len(big))
-        answer = plane.call("POST", "/api/v1/workspaces", plane.admin, content=big + b"]")
+        unfinished(client, BIG)
+        wait("the first one to be held", lambda: sum(held) == len(BIG))
+        answer = plane.call("POST", "/api/v1/workspaces", plane.admin, content=BIG + b"]")
         assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
         small = plane.call("POST", "/api/v1/workspaces", plane.admin, json={"workspaceId": "ws"})
         assert small.status_code == 201
+        with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2")) as other:
+            path = f"{plane.url}/api/v1/workspaces"
+            headers = {"Authorization": f"Bearer {plane.admin}"}
+            # 400: it is no JSON of ours. It was read.
+            assert other.post(path, content=BIG, headers=headers).status_code == 400
 
     def there_is_room_again() -> bool:
-        again = plane.call("POST", "/api/v1/workspaces", plane.admin, content=big + b"]")
-        return bool(again.status_code == 400)  # it is no JSON of ours
+        again = plane.call("POST", "/api/v1/workspaces", plane.admin, content=BIG + b"]")
+        return bool(again.status_code == 400)
 
     wait("room", there_is_room_again)
+
+
+def test_the_source_that_holds_the_most_gives_way(
+    plane: Any, monkeypatch: Any, wait: Any, held: list[int]
+) -> None:
+    monkeypatch.setattr("lattice_server.holding.MAX_HELD_BYTES", 500_000)
+    with contextlib.ExitStack() as stack:
+        flood = [
+            stack.enter_context(
+                socket.create_connection(
+                    ("127.0.0.1", int(plane.url.rpartition(":")[2])), 20, ("127.0.0.2", 0)
+                )
+            )
+            for _ in range(2)
+        ]
+        for client in flood:
+            unfinished(client, BIG)
+        wait("them to be held", lambda: sum(held) == 2 * len(BIG))
+        answer = plane.call("POST", "/api/v1/workspaces", plane.admin, content=BIG)
+        assert answer.status_code == 400
+        readable, _, _ = select.select(flood, [], [], 20)
+        assert readable
+        assert readable[0].recv(100).startswith(b"HTTP/1.1 503")
 
 
 def test_connections_of_one_source_are_bounded(make_control_plane: Any, wait: Any) -> None:

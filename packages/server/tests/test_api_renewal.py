@@ -178,3 +178,19 @@ def test_stop_while_the_gateway_is_silent_leaves_nothing(
             assert answer.result(10).status_code == 503
     with make_control_plane(data_dir=tmp_path / "data") as plane:
         assert plane.peers() == []
+
+
+def test_renewals_without_end_leave_few_events_and_each_new_key_is_on_record(
+    plane: Any, gateway: Any, token: str, key: Callable[[], str]
+) -> None:
+    one = plane.enrolled(token, publicKey=key())
+    path = f"/api/v1/peers/{one['peerId']}/renew"
+    for _ in range(40):
+        assert plane.call("POST", path, one["enrollmentToken"]).status_code == 200
+    assert 10 <= len(plane.events("renewed")) <= 12
+    body = {"publicKey": key()}
+    assert plane.call("POST", path, one["enrollmentToken"], json=body).status_code == 200
+    last = plane.events("renewed")[-1]
+    assert last["data"]["keyChanged"]
+    # What has no event of its own is in the count of the next.
+    assert last["data"]["renewals"] == 41

@@ -233,3 +233,25 @@ def test_uses_are_counted_exactly_under_concurrency(plane: Any, gateway: Any) ->
         answers = list(pool.map(lambda _: plane.enroll(token["token"]), range(32)))
     assert sorted(answer.status_code for answer in answers) == [201] * 5 + [401] * 27
     assert len(plane.peers()) == 5
+
+
+def test_the_only_preset_that_a_token_names_need_not_be_said(plane: Any, gateway: Any) -> None:
+    plane.workspace("ws")
+
+    def token(*presets: str, **limits: Any) -> str:
+        return str(plane.token(kind="workspace", workspaceId="ws", presets=presets, **limits))
+
+    assert plane.enrolled(token("coordinator"))["policyPreset"] == "coordinator"
+    assert plane.enrolled(token("coordinator"), policyPreset=None)["policyPreset"] == "coordinator"
+    path = "/api/v1/workspaces/ws/policy"
+    plane.manage("PUT", path, {"presets": {"auditor": {"egress": ["services"]}}})
+    assert plane.enrolled(token("auditor"))["policyPreset"] == "auditor"
+    with_list = token("auditor", allowIsolated=True)
+    assert plane.enrolled(with_list)["policyPreset"] == "auditor"
+    # It is a default: what is said is taken as it is said, and of several none is chosen.
+    for refused in (
+        plane.enroll(token("coordinator"), policyPreset="sandboxed"),
+        plane.enroll(token("coordinator", "auditor")),
+    ):
+        assert (refused.status_code, refused.json()["code"]) == (403, "preset_not_permitted")
+    assert plane.enrolled(token("coordinator", "sandboxed"))["policyPreset"] == "sandboxed"

@@ -77,6 +77,11 @@ def test_service_account_enrolls_without_any_secret_of_this_server(
     assert bearer not in str(plane.events())
 
 
+def test_a_trust_says_the_preset_of_its_workloads(plane: Any, gateway: Any, issuer: Issuer) -> None:
+    trust(plane, issuer, presets=["coordinator"])
+    assert plane.enrolled(issuer.token(), "planner")["policyPreset"] == "coordinator"
+
+
 @pytest.mark.parametrize("algorithm", ["RS256", "RS512", "PS256", "ES256", "ES384", "EdDSA"])
 def test_algorithm_of_the_issuers_key_is_taken(
     plane: Any, gateway: Any, issuer: Issuer, algorithm: str

@@ -1,7 +1,12 @@
+import time
+from typing import Any, cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lattice_sdk import clock
+from lattice_server.gateway.daemon import _Daemon
 from lattice_server.gateway.desired import Assembler, BadMessageError, Change, Desired, Peer
 
 NAMES = st.sampled_from(["peer-a", "peer-b", "peer-c", "peer-d"])
@@ -120,3 +125,13 @@ def test_a_renewed_peer_is_not_forgotten_by_a_late_expiry() -> None:
     assert "peer-a" in desired.peers
     desired.drop_expired("peer-a", now=5.0)
     assert "peer-a" not in desired.peers
+
+
+def test_deadlines_go_on_while_the_machine_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CLOCK_MONOTONIC stands still in a suspended machine; the engine's deadlines do not."""
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    daemon = _Daemon(cast(Any, None), cast(Any, None), None, None)
+    over = clock.now() - 0.001
+    daemon.desired.commit(Change(1, True, {"peer-a": Peer({"id": "peer-a"}, over)}))
+    daemon._take_event({"type": "expired", "id": "peer-a", "lateBy": 0.0})
+    assert daemon.desired.peers == {}

@@ -38,7 +38,6 @@ log = logging.getLogger("lattice")
 T = TypeVar("T")
 
 DEFAULT_NAME = "agent"
-DEFAULT_PRESET = "sandboxed"
 
 
 class Face:
@@ -266,7 +265,8 @@ class LatticeAgent(Programs, Face):
         server: URL of the control plane.
         token: workspace token.
         agent_name: what to call it; two agents may share a name and are two identities.
-        policy_preset: ``sandboxed``, ``coordinator`` or ``isolated``.
+        policy_preset: ``sandboxed``, ``coordinator``, ``isolated`` or one of the workspace's own;
+            when left out, the only one that the token names, else ``sandboxed``.
         agent_type: kind of agent; its name when left out.
         workspace_id: the token's workspace when left out.
         ttl: life from one renewal to the next, ``"1h"`` or a timedelta. The server may grant less.
@@ -295,7 +295,7 @@ class LatticeAgent(Programs, Face):
         server: str | None = None,
         token: str | SecretStr | None = None,
         agent_name: str | None = None,
-        policy_preset: str = DEFAULT_PRESET,
+        policy_preset: str | None = None,
         agent_type: str | None = None,
         workspace_id: str | None = None,
         ttl: str | timedelta | None = None,

@@ -58,10 +58,9 @@ def request_body(request: EnrollRequest, name: str) -> dict[str, Any]:
         "agentName": name,
         "agentType": request.agent_type or request.agent_name,
         "workspaceId": request.workspace_id,
+        "policyPreset": request.policy_preset or "sandboxed",
         "ttlSeconds": int((request.ttl or DEFAULT_TTL).total_seconds()),
     }
-    if request.policy_preset is not None:
-        body["policyPreset"] = request.policy_preset
     if request.public_key is not None:
         body["publicKey"] = request.public_key
     return body

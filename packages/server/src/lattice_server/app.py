@@ -29,7 +29,8 @@ from lattice_server.api.common import PROBLEM_SCHEMA
 from lattice_server.api.direct import Direct
 from lattice_server.bootstrap import prepare_directory
 from lattice_server.control import ControlPlane
-from lattice_server.middleware import Edge, Holding
+from lattice_server.holding import Holding
+from lattice_server.middleware import Edge
 from lattice_server.problems import ApiProblem
 from lattice_server.settings import ServerSettings
 from lattice_server.validation import problem_of

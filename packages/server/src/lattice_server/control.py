@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 
 from sqlalchemy import delete, insert, select
 
@@ -16,7 +17,7 @@ from lattice_server.connectors import Connectors
 from lattice_server.denials import Denials
 from lattice_server.hub import GatewayInfo, Hub
 from lattice_server.jwks import KeySets
-from lattice_server.limits import FailureGuard, Lanes
+from lattice_server.limits import Buckets, FailureGuard, Lanes
 from lattice_server.metrics import Metrics
 from lattice_server.problems import ApiProblem, gateway_unavailable
 from lattice_server.quarantine import Quarantine
@@ -28,6 +29,11 @@ from lattice_server.store.events import EventLog
 from lattice_server.webhook import Webhook
 
 log = logging.getLogger("lattice.control")
+
+# Of a pool without limits for each, this last part is not for who holds half of it or more.
+RESERVED_PART = 16
+# Events of one identity about what it repeats, such as its renewals: so many, then one in a while.
+RECORDED_AT_ONCE, RECORDED_SECONDS = 10, 10.0
 
 
 class ControlPlane:
@@ -42,8 +48,10 @@ class ControlPlane:
         self.database = Database(settings.database_url)
         self.addresses = AddressPool(settings.overlay)
         self.room = Room()
+        self._held: Counter[str] = Counter()  # addresses of each workspace, resting ones too
         self.failures = FailureGuard(settings.auth_failures_per_minute)
         self.lanes = Lanes()
+        self.repeated = Buckets(RECORDED_AT_ONCE, 1 / RECORDED_SECONDS)
         self.key_sets = KeySets(settings.issuer_ca_file)
         self.denials = Denials(self.database, self.events)
         self.quarantine = Quarantine(self)
@@ -62,7 +70,7 @@ class ControlPlane:
             await self._check_overlay(tx)
             await ensure_admin_token(tx, self.settings.data_dir)
         await self.reload_addresses()
-        await reconciler.reconcile(self)
+        await reconciler.reconcile(self, forget=False)
         self._tasks = [
             asyncio.create_task(reconciler.run(self), name="reconciler"),
             asyncio.create_task(self.denials.run(), name="denials"),
@@ -107,50 +115,78 @@ class ControlPlane:
     async def reload_addresses(self) -> None:
         """Build the pool anew from the database."""
         async with self.database.read() as connection:
-            used = await connection.scalars(select(schema.addresses.c.address))
-            self.addresses = AddressPool(self.settings.overlay, used)
+            addresses = schema.addresses.c
+            rows = await connection.execute(select(addresses.address, addresses.workspace_id))
+            used = [(row.address, row.workspace_id) for row in rows]
+        self.addresses = AddressPool(self.settings.overlay, (address for address, _ in used))
+        self._held = Counter(workspace or "" for _, workspace in used)
 
-    async def take_address(self, tx: Transaction, owner: str) -> str:
+    async def take_address(self, tx: Transaction, owner: str, workspace: str) -> str:
         """Reserve a free address in this transaction.
 
-        The caller gives it back to the pool (``addresses.release``) if the transaction fails.
+        The caller gives it back (:meth:`give_back`) if the transaction fails.
 
         Raises:
             ApiProblem: ``address_pool_exhausted``.
         """
-        address = self.addresses.take()
-        if address is None:
+        if not self._may_take(workspace):
             await self.release_rested(tx)
-            address = self.addresses.take()
-        if address is None:
-            raise ApiProblem(
-                "address_pool_exhausted",
-                f"every address of the overlay {self.settings.overlay} is in use or rests after "
-                "use; wait until identities end, or give the server a larger overlay",
-                headers={"Retry-After": "30"},
-            )
+            if not self._may_take(workspace):
+                raise self._exhausted(workspace)
+        address = self.addresses.take()
+        assert address is not None  # noqa: S101 - there is one
+        row = {"address": address, "owner": owner, "free_at": None, "workspace_id": workspace}
         try:
-            await tx.connection.run(
-                statements.INSERT_ADDRESS, {"address": address, "owner": owner, "free_at": None}
-            )
+            await tx.connection.run(statements.INSERT_ADDRESS, row)
         except BaseException:
             # Somebody else's row: it is not ours to give back; the next start knows it is taken.
             log.warning("address %s was taken by another process", address)
             raise
+        self._held[workspace] += 1
         return address
+
+    def give_back(self, workspace: str, address: str) -> None:
+        """Free an address that was taken in a transaction that failed, or that has rested."""
+        self.addresses.release(address)
+        self._held[workspace] -= 1
+        if self._held[workspace] <= 0:
+            del self._held[workspace]
+
+    def _may_take(self, workspace: str) -> bool:
+        """Whether there is an address, and for this workspace."""
+        free, held = len(self.addresses), self._held.get(workspace, 0)
+        limit = self.settings.workspace_addresses
+        if limit:
+            return free > 0 and held < limit
+        room = self.settings.overlay.num_addresses
+        return free > (room // RESERVED_PART if held >= room // 2 else 0)
+
+    def _exhausted(self, workspace: str) -> ApiProblem:
+        if len(self.addresses):
+            why = (
+                f"the workspace {workspace} has {self._held[workspace]} overlay addresses in use "
+                "or resting after use, which is the most that one workspace may; wait until "
+                "identities end, or give the server another workspace_addresses"
+            )
+        else:
+            why = (
+                f"every address of the overlay {self.settings.overlay} is in use or rests after "
+                "use; wait until identities end, or give the server a larger overlay"
+            )
+        return ApiProblem("address_pool_exhausted", why, headers={"Retry-After": "30"})
 
     async def release_rested(self, tx: Transaction) -> int:
         """Give addresses back whose quarantine is over; how many."""
         addresses = schema.addresses.c
-        rested = list(
-            await tx.connection.scalars(
+        rested = (
+            await tx.connection.execute(
                 delete(schema.addresses)
                 .where(addresses.free_at <= now_ms())
-                .returning(addresses.address)
+                .returning(addresses.address, addresses.workspace_id)
             )
-        )
-        for address in rested:
-            self.addresses.release(address)
+        ).all()
+        for row in rested:
+            self.give_back(row.workspace_id or "", row.address)
         return len(rested)
 
     async def _check_overlay(self, tx: Transaction) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, or_, select, update
 
+from lattice_sdk.durations import format_duration
 from lattice_sdk.wire import DelegateRequest, EnrollRequest
 from lattice_server import attenuation, policy, terms
 from lattice_server.access import Principal, check_alive, peer_not_found, same_secret
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from lattice_server.control import ControlPlane
 
 
+# Sub-agents of a line that have ended not long ago, beside those that live.
+RESTING_FACTOR = 4
+
+
 async def delegate(
     control: ControlPlane, peer_id: str, principal: Principal, body: DelegateRequest
 ) -> dict[str, Any]:
@@ -55,7 +60,8 @@ async def delegate(
         check_alive(parent, now)
         _check_may_delegate(parent)
         presets = await presets_of_workspace(tx.connection, parent.workspace_id)
-        token = _token(parent, body, now, presets)
+        issuer = await _issuer_of_line(tx, parent)
+        token = _token(parent, issuer, body, now, presets)
         asked = _as_enrollment(body, token)
         granted = terms.for_agent(control.settings, token, asked, presets)
         if granted.allow:
@@ -140,7 +146,14 @@ async def shorten_descendants(control: ControlPlane, tx: Transaction, parent: Pe
     tx.after_commit.append(lambda: control.hub.publish(objects))
 
 
-def _token(parent: PeerRecord, body: DelegateRequest, now: int, presets: Presets) -> TokenRecord:
+def _token(
+    parent: PeerRecord,
+    issuer: TokenRecord,
+    body: DelegateRequest,
+    now: int,
+    presets: Presets,
+) -> TokenRecord:
+    """The sub-agent's token: what the first of its line came by binds it as well."""
     humble = attenuation.preset_within("sandboxed", parent.preset, presets)
     preset = body.policy_preset or ("sandboxed" if humble else parent.preset)
     _check_preset(parent, preset, presets)
@@ -166,10 +179,23 @@ def _token(parent: PeerRecord, body: DelegateRequest, now: int, presets: Presets
         created_at=now,
         expires_at=min(now + min(ttl, lifetime), parent.expires_at),
         revoked_at=None,
+        agent_types=issuer.agent_types,
+        sources=issuer.sources,
         delegation_depth=depth,
         parent_id=parent.id,
         delegated={"name": body.sub_agent_name, "agentType": body.agent_type},
     )
+
+
+async def _issuer_of_line(tx: Transaction, parent: PeerRecord) -> TokenRecord:
+    """What the first of a line was enrolled with.
+
+    The tokens of those in between say the same, and may be forgotten already.
+    """
+    root = parent if parent.root_id is None else await peer_by_id(tx.connection, parent.root_id)
+    tokens = schema.tokens.c
+    query = select(schema.tokens).where(tokens.id == (root or parent).issuer)
+    return TokenRecord.of((await tx.connection.execute(query)).one())
 
 
 def _as_enrollment(body: DelegateRequest, token: TokenRecord) -> EnrollRequest:
@@ -232,13 +258,18 @@ async def _check_allow(tx: Transaction, parent: PeerRecord, allow: list[dict[str
 
 
 async def _check_room(control: ControlPlane, tx: Transaction, parent: PeerRecord, now: int) -> None:
-    """Count the living line and the tokens it has not used, against a flood of sub-agents."""
+    """Count the line and the tokens it has not used, against a flood of sub-agents.
+
+    Those that have ended count as long as their addresses rest: who begins and ends sub-agents
+    without pause would have all addresses otherwise.
+    """
     peers, tokens = schema.peers.c, schema.tokens.c
     root = parent.root_id or parent.id
-    living = await tx.connection.scalar(
-        select(func.count())
-        .select_from(schema.peers)
-        .where(peers.root_id == root, peers.state == "active", peers.expires_at > now)
+    count = select(func.count()).select_from(schema.peers).where(peers.root_id == root)
+    active = await tx.connection.scalar(count.where(peers.state == "active"))
+    rests_since = now - to_ms(control.settings.quarantine)
+    resting = await tx.connection.scalar(
+        count.where(peers.state.in_(("deleted", "expired")), peers.ended_at > rests_since)
     )
     line = select(peers.id).where(or_(peers.id == root, peers.root_id == root))
     unused = await tx.connection.scalar(
@@ -251,11 +282,19 @@ async def _check_room(control: ControlPlane, tx: Transaction, parent: PeerRecord
             tokens.expires_at > now,
         )
     )
-    if (living or 0) + (unused or 0) >= control.settings.sub_agent_limit:
+    limit, there = control.settings.sub_agent_limit, (active or 0) + (unused or 0)
+    if there >= limit:
         raise ApiProblem(
             "delegation_not_permitted",
-            f"the agent {root} has {control.settings.sub_agent_limit} sub-agents and unused "
-            "delegations beneath it, which is the most; end some, or let tokens expire",
+            f"the agent {root} has {limit} sub-agents and unused delegations beneath it, which is "
+            "the most; end some, or let tokens expire",
+        )
+    if there + (resting or 0) >= limit * RESTING_FACTOR:
+        raise ApiProblem(
+            "delegation_not_permitted",
+            f"the agent {root} had {limit * RESTING_FACTOR} sub-agents within "
+            f"{format_duration(control.settings.quarantine)}, which is the most, as their "
+            "addresses rest that long; wait, or let sub-agents live longer",
         )
 
 

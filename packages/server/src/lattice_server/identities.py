@@ -66,7 +66,7 @@ async def enroll(
     token = principal.granted()
     gateway = control.gateway()
     presets: Presets = BUILT_IN
-    if (request.policy_preset or "sandboxed") not in presets or token.kind == "delegation":
+    if terms.preset_of(token, request) not in presets or token.kind == "delegation":
         async with control.database.look() as connection:
             presets = await presets_of_workspace(connection, token.workspace_id or "")
     granted = terms.for_agent(control.settings, token, request, presets)
@@ -147,7 +147,7 @@ async def _commit_agent(
                     return await _take_up(control, tx, token, known, peer)
             await tokens.use(tx, token)
             await control.room.enter(tx, gateway)
-            taken.append(await control.take_address(tx, peer.id))
+            taken.append(await control.take_address(tx, peer.id, peer.workspace_id))
             peer = replace(peer, address=taken[0])
             if peer.allow:
                 services = await services_of(tx.connection, peer.workspace_id)
@@ -159,7 +159,7 @@ async def _commit_agent(
         raise
     except BaseException:
         for address in taken:
-            control.addresses.release(address)
+            control.give_back(peer.workspace_id, address)
         raise
 
 
@@ -194,7 +194,8 @@ async def _take_up(
     )
     await store(tx, peer, known)
     await delegation.shorten_descendants(control, tx, peer)
-    await control.events.append(tx, [enrolled(peer, again=True)])
+    if _is_recorded(control, peer, "again"):
+        await control.events.append(tx, [enrolled(peer, again=True)])
     return await publish(control, tx, peer, known)
 
 
@@ -257,9 +258,9 @@ async def renew(
         if peer.expires_at < before.expires_at:
             await delegation.shorten_descendants(control, tx, peer)
         changed = {"keyChanged": True} if key != before.public_key else {}
-        await control.events.append(
-            tx, [peer_event("renewed", now, peer, expiresAt=rfc3339(peer.expires_at), **changed)]
-        )
+        if _is_recorded(control, peer, "key" if changed else "deadline"):
+            told = {"expiresAt": rfc3339(peer.expires_at), "renewals": peer.renewals, **changed}
+            await control.events.append(tx, [peer_event("renewed", now, peer, **told)])
         done = await publish(control, tx, peer, before)
     await wait_or_undo(control, done, None)
     control.metrics.renewals.inc()
@@ -273,6 +274,19 @@ async def renew(
         done.services,
         done.ingress,
     )
+
+
+def _is_recorded(control: ControlPlane, peer: PeerRecord, what: str) -> bool:
+    """Whether what an identity may repeat as it likes gets an event of its own this time.
+
+    The log is not to be filled by one identity. What it leaves out is in the next one's count; a
+    new key is counted apart, so that nobody hides one behind renewals.
+    """
+    key = f"{peer.id} {what}"
+    if control.repeated.wait(key) > 0:
+        return False
+    control.repeated.take(key)
+    return True
 
 
 async def remove(control: ControlPlane, peer_id: str, principal: Principal) -> None:

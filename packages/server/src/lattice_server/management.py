@@ -96,14 +96,14 @@ async def create_service(control: ControlPlane, body: ServiceBody) -> dict[str, 
             await services.check_hostnames(tx, wanted)
             await _check_single(tx, wanted)
             await services.check_networks(control, tx, wanted)
-            address = await control.take_address(tx, wanted.peer_id)
+            address = await control.take_address(tx, wanted.peer_id, body.workspace_id)
             service = replace(wanted, address=address)
             await tx.connection.execute(insert(schema.services).values(**service.values()))
             await control.events.append(tx, [_service_event("service.created", service)])
             await _publish_ripple(control, tx, service, [])
     except BaseException:
         if address is not None:
-            control.addresses.release(address)
+            control.give_back(body.workspace_id, address)
         raise
     return service_answer(service, connected=False)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lattice_server.clock import now_ms, rfc3339
+from lattice_server.holding import Held, Holding, gave_way
+from lattice_server.limits import source_key
 from lattice_server.metrics import Metrics
 from lattice_server.problems import ApiProblem, printable
 
@@ -18,8 +19,6 @@ errors = logging.getLogger("lattice.errors")
 
 MAX_BODY_BYTES = 1024 * 1024
 BODY_SECONDS = 30.0
-# Of all requests that are read or served at a time; what they hold before anybody is known.
-MAX_HELD_BYTES = 128 * 1024 * 1024
 PASSED = "lattice.edge"  # in the scope of a request that has been through it
 
 
@@ -54,9 +53,10 @@ class Edge:
                 ]
             await send(message)
 
-        held = _Held(self._holding)
+        client = scope.get("client") or ("-", 0)
+        held = self._holding.open(source_key(client[0]))
         try:
-            await self._app(scope, await _with_body(scope, receive, held.add), timed_send)
+            await self._app(scope, await _with_body(scope, receive, held), timed_send)
         except ApiProblem as problem:
             self._metrics.refusals.labels(problem.code).inc()
             await problem.response()(scope, receive, timed_send)
@@ -71,7 +71,6 @@ class Edge:
             await failure.response()(scope, receive, timed_send)
         finally:
             held.release()
-            client = scope.get("client") or ("-", 0)
             log.info(
                 "%s %s %s %s %.1f ms",
                 client[0],
@@ -83,41 +82,7 @@ class Edge:
             )
 
 
-class Holding:
-    """The bytes of all requests that are under way."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-
-class _Held:
-    """What one request holds of the bytes that all may hold."""
-
-    def __init__(self, holding: Holding) -> None:
-        self._holding, self._bytes = holding, 0
-
-    def add(self, count: int) -> None:
-        """Take some.
-
-        Raises:
-            ApiProblem: ``overloaded``.
-        """
-        self._holding.bytes += count
-        self._bytes += count
-        if self._holding.bytes > MAX_HELD_BYTES:
-            raise ApiProblem(
-                "overloaded",
-                "the server holds as many requests as it can; try again later",
-                headers={"Retry-After": "5"},
-            )
-
-    def release(self) -> None:
-        """Give all of it back."""
-        self._holding.bytes -= self._bytes
-        self._bytes = 0
-
-
-async def _with_body(scope: Scope, receive: Receive, hold: Callable[[int], None]) -> Receive:
+async def _with_body(scope: Scope, receive: Receive, held: Held) -> Receive:
     """Read the body, and give the application a ``receive`` that hands it out.
 
     Raises:
@@ -136,21 +101,26 @@ async def _with_body(scope: Scope, receive: Receive, hold: Callable[[int], None]
         raise _too_large()
     body = bytearray()
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(BODY_SECONDS) as arrival:
+            held.arrives(arrival)
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     break
-                hold(len(message.get("body", b"")))
+                held.add(len(message.get("body", b"")))
                 body += message.get("body", b"")
                 if len(body) > MAX_BODY_BYTES:
                     raise _too_large()
                 if not message.get("more_body", False):
                     break
     except TimeoutError:
+        if held.gave_way:
+            raise gave_way() from None
         raise ApiProblem(
             "request_timeout", f"the body did not arrive within {BODY_SECONDS:g} s; send it again"
         ) from None
+    finally:
+        held.arrived()
     whole: Message = {"type": "http.request", "body": bytes(body), "more_body": False}
     handed_out = False
 

@@ -153,7 +153,7 @@ async def addresses_of(
     )
     addresses = {row.name: row.address for row in rows}
     for name in sorted(set(wanted) - addresses.keys()):
-        addresses[name] = await control.take_address(tx, owner)
+        addresses[name] = await control.take_address(tx, owner, workspace)
         taken.append(addresses[name])
         await tx.connection.execute(
             insert(schema.names).values(workspace_id=workspace, name=name, address=addresses[name])

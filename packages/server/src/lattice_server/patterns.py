@@ -19,7 +19,7 @@ from lattice_server.problems import ApiProblem, gateway_unavailable
 from lattice_server.publication import store
 from lattice_server.store import schema
 from lattice_server.store.database import Transaction
-from lattice_server.store.queries import ancestors, connector_of, peer_by_id, peer_objects
+from lattice_server.store.queries import connector_of, peer_by_id, peer_objects
 from lattice_server.store.records import PeerRecord
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ async def serve_name(
 ) -> dict[str, Any]:
     """Have a name of a pattern served for an identity; answered once it is.
 
-    The agents that a sub-agent descends from have it from then on too: its grants are cut to
-    theirs, and their patterns cover it.
+    It is the identity's alone. Those that a sub-agent descends from need not have it, as their
+    patterns cover it (:func:`lattice_server.attenuation.bounded`): it uses up its own names.
 
     Raises:
         ApiProblem: ``destination_not_permitted``, ``egress_unavailable``, ``peer_not_found``, …
@@ -46,7 +46,6 @@ async def serve_name(
         if peer is None or not same_secret(peer.token_hash, principal.peer.token_hash):
             raise peer_not_found(peer_id)
         check_alive(peer, now_ms())
-        line = [peer, *await ancestors(tx.connection, [peer])]
         if not (_entries(peer, name) or _rules(peer, name)):
             raise _not_permitted(name)
         connector = await connector_of(tx.connection, peer.workspace_id, now_ms())
@@ -55,14 +54,13 @@ async def serve_name(
                 f"no egress connector of the workspace {peer.workspace_id} is connected, so "
                 f"{name} cannot be reached; start `lattice egress` and try again"
             )
-        lacking = [one for one in line if not _entries(one, name)]
-        if lacking:
+        if not _entries(peer, name):
             taken: list[str] = []
             try:
-                peer = await _add(control, tx, lacking, peer, name, connector, taken, revisions)
+                peer = await _add(control, tx, peer, name, connector, taken, revisions)
             except BaseException:
                 for address in taken:
-                    control.addresses.release(address)
+                    control.give_back(peer.workspace_id, address)
                 raise
         else:
             revisions = {
@@ -78,38 +76,35 @@ async def serve_name(
 async def _add(
     control: ControlPlane,
     tx: Transaction,
-    lacking: list[PeerRecord],
     peer: PeerRecord,
     name: str,
     connector: PeerRecord,
     taken: list[str],
     revisions: dict[str, int],
 ) -> PeerRecord:
-    """Write the name into the lists of those who lack it; the asking peer as it is then."""
+    """Write the name into the identity's list; the identity as it is then."""
+    if len({rule["to"] for rule in peer.allow if "address" in rule}) >= names.MOST_NAMES:
+        raise ApiProblem(
+            "destination_not_permitted",
+            f"the identity {peer.id} has {names.MOST_NAMES} host names, which is the most; "
+            "enroll anew for others",
+        )
     found = await names.addresses_of(control, tx, peer.workspace_id, [name], connector.id, taken)
-    changed: list[PeerRecord] = []
-    for one in lacking:
-        rules = _rules(one, name)
-        if not rules:
-            raise _not_permitted(name)
-        if len({rule["to"] for rule in one.allow if "address" in rule}) >= names.MOST_NAMES:
-            raise ApiProblem(
-                "destination_not_permitted",
-                f"the identity {one.id} has {names.MOST_NAMES} host names, which is the most; "
-                "enroll anew for others",
-            )
-        more = [{**rule, "to": name, "address": found[name], "of": rule["to"]} for rule in rules]
-        changed.append(replace(one, allow=[*one.allow, *more], version=one.version + 1))
-        await tx.connection.execute(insert(schema.name_uses), names.uses(one, more))
-        await store(tx, changed[-1])
-    touched = await peer_objects(tx.connection, peer.workspace_id, [*changed, connector], now_ms())
+    more = [
+        {**rule, "to": name, "address": found[name], "of": rule["to"]}
+        for rule in _rules(peer, name)
+    ]
+    changed = replace(peer, allow=[*peer.allow, *more], version=peer.version + 1)
+    await tx.connection.execute(insert(schema.name_uses), names.uses(peer, more))
+    await store(tx, changed)
+    touched = await peer_objects(tx.connection, peer.workspace_id, [changed, connector], now_ms())
 
     def tell() -> None:
         revisions["connector"] = control.connectors.changed(peer.workspace_id)
         revisions["gateway"] = control.hub.publish(touched)
 
     tx.after_commit.append(tell)
-    return next((one for one in changed if one.id == peer.id), peer)
+    return changed
 
 
 async def _wait(

@@ -151,12 +151,13 @@ async def _undo(control: ControlPlane, done: Publication, token: TokenRecord | N
         now = await peer_by_id(tx.connection, done.peer.id)
         if now is None or now.version != done.peer.version or now.state != "active":
             return
-        if done.before is not None and done.before.alive(now_ms()):
-            peer = replace(done.before, version=now.version + 1)
+        before = await _within_its_parent(tx, done.before)
+        if before is not None and before.alive(now_ms()):
+            peer = replace(before, version=now.version + 1)
             await store(tx, peer, now)
             if peer.expires_at < now.expires_at:
                 await delegation.shorten_descendants(control, tx, peer)
-            await publish(control, tx, peer, done.before)
+            await publish(control, tx, peer, before)
             return
         await endings.end_peers(control, tx, [now], "revoked", by="server", reason="gateway")
         if done.before is not None:
@@ -167,3 +168,11 @@ async def _undo(control: ControlPlane, done: Publication, token: TokenRecord | N
             await tx.connection.execute(
                 update(schema.tokens).where(tokens.id == token.id).values(used=tokens.used - 1)
             )
+
+
+async def _within_its_parent(tx: Transaction, before: PeerRecord | None) -> PeerRecord | None:
+    """What was there before, with no date beyond its parent's, which may have moved since."""
+    if before is None or before.parent_id is None:
+        return before
+    parent = await peer_by_id(tx.connection, before.parent_id)
+    return delegation.cut_to(before, parent) if parent is not None else None

@@ -55,15 +55,19 @@ class ServerSettings(BaseSettings):
         delete_wait: the same for a removal, which is answered either way.
         quarantine: how long an address rests before another identity gets it.
         reconcile_interval: the pace of the reconciler; zero switches it off.
+        workspace_addresses: how many overlay addresses one workspace may have, those that rest
+            included. Without a limit (zero) a workspace that has half of the overlay gets none of
+            the last sixteenth, which is for the others.
         default_ttl: the life of an identity whose request names none.
         default_lifetime: how long an identity can be renewed when its token does not say.
         retention: how long ended peers are remembered, so that late calls get a true answer.
         event_retention: how long events are kept.
-        event_limit: how many events are kept at most.
+        event_limit: how many events are kept at most, and denials, and ended peers; workspaces
+            share them, and whoever has more than its share loses its oldest.
         delegation_depth: how many generations of sub-agents may come from an agent whose token does
             not say; zero forbids delegation.
         sub_agent_limit: how many sub-agents and unused delegations one agent may have beneath it,
-            in all generations.
+            in all generations; four times as many with those whose addresses still rest.
         insecure_http: permits to listen on a network address without TLS.
         denial_limit: how many refused packets in ``denial_window`` are too many, so that the agent
             is ended (quarantine); zero switches it off.
@@ -91,6 +95,7 @@ class ServerSettings(BaseSettings):
     delete_wait: Span = timedelta(seconds=2)
     quarantine: Span = timedelta(minutes=5)
     reconcile_interval: Span = timedelta(seconds=60)
+    workspace_addresses: Annotated[int, Field(ge=0)] = 0
     default_ttl: Span = timedelta(hours=1)
     default_lifetime: Span = timedelta(hours=24)
     retention: Span = timedelta(hours=24)

@@ -58,9 +58,7 @@ def for_agent(
             "or use a token of that workspace",
             errors=[{"field": "workspaceId", "message": "not the token's workspace"}],
         )
-    # A sub-agent's token permits one preset, which need not be said again.
-    delegated = token.presets[0] if token.delegated is not None and token.presets else None
-    preset = request.policy_preset or delegated or "sandboxed"
+    preset = preset_of(token, request)
     if preset not in presets:
         raise ApiProblem(
             "unknown_preset",
@@ -89,6 +87,12 @@ def for_agent(
         max_ttl=max_ttl,
         max_lifetime=_max_lifetime(settings, token),
     )
+
+
+def preset_of(token: TokenRecord, request: EnrollRequest) -> str:
+    """The preset: what it says, else the only one that the token names, else ``sandboxed``."""
+    named = token.presets or ()
+    return request.policy_preset or (named[0] if len(named) == 1 else "sandboxed")
 
 
 def agent_type(token: TokenRecord, request: EnrollRequest) -> str:

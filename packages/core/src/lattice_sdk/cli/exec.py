@@ -22,8 +22,8 @@ def exec_(
         str | None,
         typer.Option(
             metavar="PRESET",
-            help="sandboxed, coordinator or isolated. Left out it is sandboxed, with --allow "
-            "isolated.",
+            help="sandboxed, coordinator or isolated. Left out it is the only one that the token "
+            "names, else sandboxed; with --allow isolated.",
         ),
     ] = None,
     allow: Annotated[

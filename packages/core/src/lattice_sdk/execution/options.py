@@ -31,7 +31,7 @@ SINGLE = {
 REPEATED = {"--allow": "allow", "--forward": "forward"}
 SWITCHES = {"--unix-sockets": "unix_sockets"}
 HELP = ("--help", "-h")
-DEFAULT_NAME, DEFAULT_PRESET, ALLOWING_PRESET = "exec", "sandboxed", "isolated"
+DEFAULT_NAME, ALLOWING_PRESET = "exec", "isolated"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -80,9 +80,12 @@ class Options:
         return own if _NAME.fullmatch(own) else DEFAULT_NAME
 
     @property
-    def policy_preset(self) -> str:
-        """The preset; with destinations and no other word, the one that is made of them."""
-        return self.preset or (ALLOWING_PRESET if self.allow else DEFAULT_PRESET)
+    def policy_preset(self) -> str | None:
+        """The preset; with destinations and no other word, the one that is made of them.
+
+        Without either it is the control plane's to say: what the token names, else ``sandboxed``.
+        """
+        return self.preset or (ALLOWING_PRESET if self.allow else None)
 
     @property
     def asks(self) -> bool:

@@ -63,7 +63,7 @@ def facts_of_answer(
         "version": VERSION,
         **{name: answer.get(name) for name in _OF_THE_ANSWER},
         "agentName": asked["agentName"],
-        "policyPreset": answer.get("policyPreset") or asked["policyPreset"],
+        "policyPreset": answer.get("policyPreset") or asked.get("policyPreset") or "sandboxed",
         "overlayIP": answer["overlayIP"].partition("/")[0],
         "server": server,
         "services": answer.get("services") or [],

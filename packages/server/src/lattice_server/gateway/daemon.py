@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import ssl
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Any
 from websockets.exceptions import WebSocketException
 
 from lattice_engine import EngineError
+from lattice_sdk.clock import now
 from lattice_server.collector import spare_what_stays
 from lattice_server.gateway.dataplane import DataPlane
 from lattice_server.gateway.desired import Assembler, BadMessageError, Change, Desired
@@ -155,7 +155,7 @@ class _Daemon:
             log.warning("the engine dropped %s events", event.get("events"))
             return
         if kind == "expired":
-            self.desired.drop_expired(event["id"], time.monotonic())
+            self.desired.drop_expired(event["id"], now())
         self._reports.append(event)
         self._have_reports.set()
 
@@ -171,7 +171,7 @@ class _Daemon:
         self.plane.bring_up()
         if self.desired.synced:
             # Before the control plane is asked: it may be away, and agents wait.
-            for name, reason in self.plane.apply(self.desired.whole(), time.monotonic()).items():
+            for name, reason in self.plane.apply(self.desired.whole(), now()).items():
                 log.error("the new engine refused %s: %s", name, reason)
 
     # The control plane: connections, messages, acknowledgements, reports.
@@ -231,7 +231,7 @@ class _Daemon:
         while True:
             message = await stream.receive()
             if message.get("type") in {"sync", "update"}:
-                change = assembler.feed(message, time.monotonic())
+                change = assembler.feed(message, now())
                 if change is not None:
                     inbox.put_nowait(change)
             else:
@@ -269,7 +269,7 @@ class _Daemon:
 
     def _apply_blocking(self, change: Change) -> dict[str, str]:
         try:
-            refused = self.plane.apply(change, time.monotonic())
+            refused = self.plane.apply(change, now())
         except EngineError as error:
             if error.code == "engine_timeout":
                 # It hangs. Its end is noticed like any other, and another takes its place.

@@ -78,7 +78,7 @@ class DataPlane:
 
         Args:
             change: what is wanted.
-            now: monotonic seconds, for the deadlines.
+            now: seconds since boot (:func:`lattice_sdk.clock.now`), for the deadlines.
 
         Returns:
             Reasons of refusals by peer id (``state`` for none in particular); empty when all was

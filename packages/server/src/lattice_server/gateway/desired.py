@@ -1,4 +1,8 @@
-"""The state the control plane wants, as pure data: changes, their merging, deadlines in time."""
+"""The state the control plane wants, as pure data: changes, their merging, deadlines in time.
+
+Instants are seconds of :func:`lattice_sdk.clock.now`, as the engine's are: a clock that goes on
+while the machine is suspended.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,14 @@ class BadMessageError(Exception):
 
 @dataclass(frozen=True)
 class Peer:
-    """One peer as the engine wants it, with its deadline on this machine's monotonic clock."""
+    """One peer as the engine wants it, with its deadline on this machine's clock since boot."""
 
     fields: dict[str, Any]
     deadline: float | None
 
     @classmethod
     def received(cls, wire: dict[str, Any], now: float) -> Peer:
-        """A peer of a message that came at ``now`` (monotonic seconds)."""
+        """A peer of a message that came at ``now`` (seconds since boot)."""
         expires_in = wire.get("expiresIn")
         fields = {name: wire[name] for name in PEER_FIELDS}
         fields |= {name: wire[name] for name in OPTIONAL_FIELDS if name in wire}
@@ -106,7 +110,7 @@ class Assembler:
 
         Args:
             message: a decoded ``sync`` or ``update`` message.
-            now: when it came, monotonic seconds.
+            now: when it came, seconds since boot.
 
         Raises:
             BadMessageError: it lacks something or has a wrong type.

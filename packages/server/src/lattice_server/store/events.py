@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sqlalchemy import select
+from sqlalchemy import delete, insert, select
 
 from lattice_server.clock import rfc3339
 from lattice_server.store import schema, statements
@@ -34,6 +35,8 @@ EventType = Literal[
     "policy.changed",
     "egress",
 ]
+# A fact, there as long as events are forgotten: the newest one that may be.
+FORGETTING = "events.forgetting"
 EVENT_TYPES: tuple[str, ...] = get_args(EventType)
 
 
@@ -58,6 +61,15 @@ class EventLog:
     def news(self) -> asyncio.Event:
         """An event that is set by the next news; take it before looking, then wait for it."""
         return self._news
+
+
+@asynccontextmanager
+async def permit_forgetting(tx: Transaction, newest: int) -> AsyncIterator[None]:
+    """Let events up to this number be deleted within; the store refuses it of others."""
+    facts = schema.facts
+    await tx.connection.execute(insert(facts).values(key=FORGETTING, value=str(newest)))
+    yield
+    await tx.connection.execute(delete(facts).where(facts.c.key == FORGETTING))
 
 
 def event(

@@ -104,7 +104,7 @@ peers = Table(
     # How many generations may come from this one.
     Column("delegation_depth", Integer, nullable=False, server_default="0"),
     Index("ix_peers_parent", "parent_id", "state"),
-    Index("ix_peers_root", "root_id", "state"),
+    Index("ix_peers_root", "root_id", "state", "ended_at"),
     Index("ix_peers_state_expires", "state", "expires_at"),
     Index("ix_peers_state_ended", "state", "ended_at"),
     Index("ix_peers_workspace", "workspace_id", "state", "preset"),
@@ -160,6 +160,7 @@ addresses = Table(
     Column("address", String(15), primary_key=True),
     Column("owner", String(64), nullable=False),
     Column("free_at", BigInteger, index=True),
+    Column("workspace_id", String(128)),
 )
 
 gateways = Table(

@@ -52,7 +52,7 @@ def _insert(table: Table, columns: Iterable[str]) -> Prepared:
 
 
 INSERT_PEER = _insert(schema.peers, PEER_FIELDS)
-INSERT_ADDRESS = _insert(schema.addresses, ("address", "owner", "free_at"))
+INSERT_ADDRESS = _insert(schema.addresses, ("address", "owner", "free_at", "workspace_id"))
 INSERT_EVENT = _insert(schema.events, ("type", "at", "workspace_id", "peer_id", "name", "data"))
 END_PEER = Prepared(
     update(schema.peers)
