@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar, cast
@@ -36,6 +37,40 @@ BY_STATUS = {
     for _, kind in inspect.getmembers(errors, inspect.isclass)
     if issubclass(kind, LatticeError) and kind is not LatticeError
 }
+
+
+# Its graph works with its arguments and environment and reaches a server of its own pod.
+PROGRAM = """
+import http.server, json, os, sys, threading, typing, urllib.request
+from langgraph.graph import END, START, StateGraph
+
+class State(typing.TypedDict):
+    answer: int
+    parts: list
+
+def served(_: State) -> dict:
+    quiet = {"log_message": lambda *_: None}
+    handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), quiet)
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.handle_request).start()
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/etc/hostname") as told:
+            return {"parts": [told.status, os.environ["MODE"], os.getcwd(), os.getuid()]}
+
+def ended(state: State) -> dict:
+    if sys.argv[1] == "fail":
+        raise ValueError("on purpose")
+    return {"answer": 6 * len(state["parts"]) + len(sys.argv)}
+
+graph = StateGraph(State)
+graph.add_node("served", served)
+graph.add_node("ended", ended)
+graph.add_edge(START, "served")
+graph.add_edge("served", "ended")
+graph.add_edge("ended", END)
+print(json.dumps(graph.compile().invoke({"answer": 0, "parts": []})))
+sys.exit(7)
+""".strip()
+RANDOM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # LangGraph numbers its tasks
 
 
 class Pods(Adapter):
@@ -74,6 +109,7 @@ class Pods(Adapter):
                 pod.delete()
 
     def plain(self, work: Callable[[], T]) -> T:
+        """What the work of the suite gives here; for whole programs see :class:`PodContract`."""
         return work()
 
     def _error(self, failure: InitError) -> LatticeError:
@@ -90,6 +126,7 @@ class LockedPods(Pods):
 
 
 class PodContract(AdapterContract):
+    adapter: type[Pods]
     # A pod takes seconds to start, and its identity must live until the sidecar has it.
     short_ttl = "10s"
     expiring_ttl = "12s"
@@ -98,6 +135,44 @@ class PodContract(AdapterContract):
     def lattice_world(self, node: Node, fabric: World) -> World:
         Pods.node, Pods.world = node, fabric
         return fabric
+
+    @invariant(8)
+    def test_result_is_the_frameworks_own(self, lattice_world: World) -> None:
+        """A LangGraph program prints the same and ends with the same status as without Lattice."""
+        under, bare = self._with_and_without("succeed")
+        assert under == bare
+        told, status = bare
+        assert json.loads(told) == {"answer": 26, "parts": [200, "yes", "/", 0]}
+        assert status == 7, "a status that nothing else gives"
+
+    @invariant(8)
+    def test_exception_is_the_frameworks_own(self, lattice_world: World) -> None:
+        """What a LangGraph program ends with when a node raises is the same as without Lattice."""
+        under, bare = self._with_and_without("fail")
+        assert under == bare
+        told, status = bare
+        assert "ValueError: on purpose" in told
+        assert status == 1
+
+    def _with_and_without(self, *arguments: str) -> list[tuple[str, int]]:
+        """Output and exit status of the program, as an injected Job and as it was written."""
+        found = []
+        for injected in (True, False):
+            pod = job(
+                Pods.node,
+                Pods.world,
+                container={"command": ["/usr/bin/python3", "-c", PROGRAM, *arguments]},
+                options={"mode": self.adapter.mode},
+                injected=injected,
+                MODE="yes",
+            )
+            with pod:
+                pod.start()
+                assert pod.wait() == "Failed"
+                assert [name for name in pod.native if pod.status(name)] == []
+                told = RANDOM.sub("RANDOM", pod.logs("agent"))
+                found.append((told, pod.status("agent")))
+        return found
 
     @invariant(7)
     def test_nothing_secret_is_printed(self, lattice_world: World) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
 from lattice_k8s_job.layout import USER_ID, Sidecar
 from lattice_sdk.testing.world import World
-from support.jobs import GRANTED, clients, job, peer_of
+from support.jobs import GRANTED, clients, job, peer_of, watched
 from support.node import Node, wait_for
 from support.pods import Pod
 
@@ -37,11 +36,10 @@ def test_sidecar_ends_by_itself_when_all_others_have(node: Node, fabric: World) 
         wait_for("the agent to end", lambda: not pod.running("agent"), 60)
         if pod.running("second"):
             assert pod.running("lattice-sidecar")
-        wait_for("the second to end", lambda: not pod.running("second"), 60)
-        ended = time.monotonic()
-        wait_for("the identity to be gone", lambda: not fabric.knows(peer))
-        assert time.monotonic() - ended < 5
-        assert pod.wait() == "Succeeded"
+        with watched(fabric, peer) as watch:
+            assert pod.wait() == "Succeeded"
+            ended = max(pod.ended_at("agent"), pod.ended_at("second"))
+            watch.expect_gone(ended, "the last container's end")
         assert pod.status("lattice-sidecar") == 0
         assert len(clients(pod)) == 1
 
@@ -50,9 +48,10 @@ def test_sidecar_of_a_failed_agent_does_not_fail_or_linger(node: Node, fabric: W
     with ordinary(node, fabric, VISIT=GRANTED, STATUS="3") as pod:
         pod.start()
         peer = peer_of(fabric, pod)["peerId"]
-        assert pod.wait() == "Failed"
+        with watched(fabric, peer) as watch:
+            assert pod.wait() == "Failed"
+            watch.expect_gone(pod.ended_at("agent"), "the agent's end")
         assert (pod.status("agent"), pod.status("lattice-sidecar")) == (3, 0)
-        assert not fabric.knows(peer)
 
 
 # An agent that heeds SIGTERM and still needs the network to end well.
@@ -75,9 +74,10 @@ def test_deleted_pods_agent_has_its_network_to_the_end(node: Node, fabric: World
         pod.start()
         peer = peer_of(fabric, pod)["peerId"]
         wait_for("the agent to be ready", lambda: "ready" in pod.logs("agent"))
-        pod.delete()
+        with watched(fabric, peer) as watch:
+            pod.delete()
+            watch.expect_gone(pod.ended_at("agent"), "the agent's end")
         assert pod.logs("agent").split() == ["ready", "200"]
-        wait_for("the identity to be gone", lambda: not fabric.knows(peer))
         assert pod.status("lattice-sidecar") == 0
 
 

@@ -19,7 +19,7 @@ from lattice_k8s_job.layout import Mode, Sidecar
 from lattice_sdk.testing.gate import Gate
 from lattice_sdk.testing.world import World
 from support.escaping import ESCAPES, arguments, neighbour, try_to_escape
-from support.jobs import GONE_WITHIN, GRANTED, clients, expect_gone, job, peer_of, peers_of
+from support.jobs import GONE_WITHIN, GRANTED, clients, job, peer_of, peers_of, watched
 from support.node import NODE_IP, Node, wait_for
 from support.pods import Pod
 
@@ -89,9 +89,9 @@ def test_agent_reaches_its_service_and_nothing_else_and_its_job_completes(
         pod.start()
         peer = peer_of(fabric, pod)
         assert pod.environment("agent").keys().isdisjoint({"HTTP_PROXY", "http_proxy"})
-        wait_for("the agent to end", lambda: not pod.running("agent"), 60)
-        expect_gone(fabric, peer["peerId"], time.monotonic())
-        assert pod.wait() == "Succeeded"
+        with watched(fabric, peer["peerId"]) as watch:
+            assert pod.wait() == "Succeeded"
+            watch.expect_gone(pod.ended_at("agent"), "the agent's end")
         assert pod.status("lattice-sidecar") == 0
         assert [f"{address}/32" for address in clients(pod)] == [peer["overlayIP"]]
         told = {one["url"]: one for one in pod.told()}
@@ -130,12 +130,7 @@ def test_killed_sidecar_comes_back_and_meanwhile_there_is_no_network(
         peer = peer_of(fabric, pod)
         wait_for("a first visit", lambda: clients(pod), 60)
         pod.kill("lattice-sidecar")
-        attempt = f"import socket; socket.create_connection(('{NODE_IP}', {port}), 2)"
-        told = pod.execute(
-            "agent", "/usr/bin/python3", "-c",
-            f"try:\n {attempt}\nexcept OSError as error: print(error.strerror)",
-        )  # fmt: skip
-        assert told.strip() == "Connection refused"
+        assert reach(pod, port) == "Connection refused"
         wait_for("the sidecar to be restarted", lambda: pod.restarts == 1, 30)
         count = len(clients(pod))
         wait_for("visits by the same identity", lambda: len(clients(pod)) > count + 2, 30)
@@ -143,8 +138,9 @@ def test_killed_sidecar_comes_back_and_meanwhile_there_is_no_network(
         wait_for("renewals", lambda: peer_of(fabric, pod)["renewals"] > renewals, 30)
         assert peer_of(fabric, pod)["peerId"] == peer["peerId"]
         assert {f"{address}/32" for address in clients(pod)} == {peer["overlayIP"]}
-        pod.delete(grace=1)
-        expect_gone(fabric, peer["peerId"], time.monotonic())
+        with watched(fabric, peer["peerId"]) as watch:
+            pod.delete(grace=1)
+            watch.expect_gone(pod.asked["lattice-sidecar"], "the sidecar's SIGTERM")
         assert pod.status("lattice-sidecar") == 0
 
 
@@ -152,9 +148,9 @@ def test_failed_job_leaves_nothing(node: Node, fabric: World) -> None:
     with locked(node, fabric, VISIT=GRANTED, STATUS="3") as pod:
         pod.start()
         peer = peer_of(fabric, pod)["peerId"]
-        wait_for("the agent to end", lambda: not pod.running("agent"), 60)
-        expect_gone(fabric, peer, time.monotonic())
-        assert pod.wait() == "Failed"
+        with watched(fabric, peer) as watch:
+            assert pod.wait() == "Failed"
+            watch.expect_gone(pod.ended_at("agent"), "the agent's end")
         assert (pod.status("agent"), pod.status("lattice-sidecar")) == (3, 0)
 
 
@@ -163,8 +159,9 @@ def test_deleted_pod_leaves_nothing(node: Node, fabric: World) -> None:
         pod.start()
         peer = peer_of(fabric, pod)["peerId"]
         wait_for("a first visit", lambda: clients(pod), 60)
-        pod.delete(grace=1)  # which this agent uses up: it does not heed SIGTERM
-        expect_gone(fabric, peer, time.monotonic())
+        with watched(fabric, peer) as watch:
+            pod.delete(grace=1)  # which this agent uses up: it does not heed SIGTERM
+            watch.expect_gone(pod.asked["lattice-sidecar"], "the sidecar's SIGTERM")
         assert pod.status("lattice-sidecar") == 0
 
 
@@ -176,7 +173,73 @@ def test_evicted_pod_ends_with_its_lease(node: Node, fabric: World) -> None:
         pod.evict()
         expires = datetime.fromisoformat(peer_of(fabric, pod)["expiresAt"]).timestamp()
         wait_for("the identity to end", lambda: not fabric.knows(peer), 20)
-        assert -1 < time.time() - expires < GONE_WITHIN
+        late = time.time() - expires
+        assert -1 < late < GONE_WITHIN, f"it ended {late:.2f} s after its lease"
+
+
+def test_revoked_pods_network_ends_and_no_other_identity_takes_its_place(
+    node: Node, fabric: World
+) -> None:
+    with working(node, fabric, options={"ttl": "20s"}) as pod:
+        pod.start()
+        peer = peer_of(fabric, pod)["peerId"]
+        wait_for("a first visit", lambda: clients(pod), 60)
+        fabric.request("DELETE", f"/api/v1/peers/{peer}")
+        seen = len(clients(pod))
+        answer = ended_for(pod, peer)
+        assert answer["detail"]
+        told = len(pod.told())
+        wait_for("the agent to try again", lambda: len(pod.told()) > told + 2, 60)
+        assert all("error" in one for one in pod.told()[told:]), pod.told()[told:]
+        assert len(clients(pod)) <= seen + 1, "one may have been under way"
+        assert pod.running("lattice-sidecar")
+        assert peers_of(fabric, pod) == []
+        pod.delete(grace=1)
+        assert pod.status("lattice-sidecar") == 0
+
+
+def test_sidecar_says_why_the_agents_network_has_ended(node: Node, fabric: World) -> None:
+    with (
+        Gate(fabric.server) as gate,
+        neighbour() as (port, _),
+        working(node, fabric, server=gate.url, options={"ttl": "10s"}) as pod,
+    ):
+        pod.start()
+        peer = peer_of(fabric, pod)["peerId"]
+        wait_for("a first visit", lambda: clients(pod), 60)
+        gate.close()
+        assert "its time is over" in ended_for(pod, peer)["detail"]
+        told = len(pod.told())
+        wait_for("the agent to try again", lambda: len(pod.told()) > told + 2, 60)
+        assert all("error" in one for one in pod.told()[told:]), pod.told()[told:]
+        # Also what the tunnel did not carry before stays shut.
+        assert reach(pod, port) == "Connection refused"
+        pod.delete(grace=1)
+        assert pod.status("lattice-sidecar") == 0
+
+
+def ended_for(pod: Pod, peer: str) -> dict[str, str]:
+    """What the sidecar tells, by its probe and in its log, once the identity is over."""
+
+    def over() -> dict[str, str] | None:
+        answer = pod.probe("/readyz")
+        told = answer.json() if answer is not None and answer.status_code == 503 else {}
+        return told if told.get("state") in ("expired", "revoked") else None
+
+    told = wait_for("the sidecar to tell", over, 40)
+    log = pod.logs("lattice-sidecar")
+    assert f"the identity is over ({told['detail']})" in log
+    assert peer in log
+    return told
+
+
+def reach(pod: Pod, port: int) -> str:
+    """What the agent's container is told when it goes to the node."""
+    attempt = f"import socket; socket.create_connection(('{NODE_IP}', {port}), 2)"
+    return pod.execute(
+        "agent", "/usr/bin/python3", "-c",
+        f"try:\n {attempt}\nexcept OSError as error: print(error.strerror)",
+    ).strip()  # fmt: skip
 
 
 SERVES = """
@@ -232,3 +295,34 @@ def test_ordinary_sidecar_locks_the_pod_as_well(node: Node, fabric: World) -> No
         assert len(clients(pod)) == 1
         assert "refused" in {one["url"]: one for one in pod.told()}[url]["error"]
         assert peers_of(fabric, pod) == []
+
+
+def test_ordinary_sidecar_of_a_failed_agent_leaves_nothing(node: Node, fabric: World) -> None:
+    options = {"sidecar": Sidecar.CONTAINER}
+    with locked(node, fabric, options=options, VISIT=GRANTED, STATUS="3") as pod:
+        pod.start()
+        peer = peer_of(fabric, pod)["peerId"]
+        with watched(fabric, peer) as watch:
+            assert pod.wait() == "Failed"
+            watch.expect_gone(pod.ended_at("agent"), "the agent's end")
+        assert (pod.status("agent"), pod.status("lattice-sidecar")) == (3, 0)
+
+
+def test_killed_ordinary_sidecar_leaves_the_pod_without_a_network(
+    node: Node, fabric: World
+) -> None:
+    # With restartPolicy Never nobody starts it again: the lease ends, and the lock stays.
+    options = {"sidecar": Sidecar.CONTAINER, "ttl": "10s"}
+    with working(node, fabric, options=options) as pod, neighbour() as (port, _):
+        pod.start()
+        peer = peer_of(fabric, pod)["peerId"]
+        wait_for("a first visit", lambda: clients(pod), 60)
+        pod.kill("lattice-sidecar")
+        wait_for("the sidecar to end", lambda: not pod.running("lattice-sidecar"))
+        seen = len(clients(pod))
+        assert reach(pod, port) == "Connection refused"
+        wait_for("the identity to end", lambda: not fabric.knows(peer), 20)
+        assert reach(pod, port) == "Connection refused"
+        assert len(clients(pod)) <= seen + 1, "one may have been under way"
+        assert pod.running("agent")
+        pod.delete(grace=1)

@@ -33,10 +33,12 @@ class Images:
     Attributes:
         lattice: of init container and sidecar.
         agent: an agent's, with LangGraph and podagent.py; nothing of Lattice in it.
+        base: what both are made from.
     """
 
     lattice: str
     agent: str
+    base: str
 
 
 def build(podman: Podman) -> Images:
@@ -45,7 +47,7 @@ def build(podman: Podman) -> Images:
     with (BUILD / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         base, python = _base(podman)
-        return Images(_lattice(podman, base, python), _agent(podman, base, python))
+        return Images(_lattice(podman, base, python), _agent(podman, base, python), base)
 
 
 def _base(podman: Podman) -> tuple[str, str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -26,6 +29,7 @@ def job(
     container: dict[str, Any] | None = None,
     spec: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
+    injected: bool = True,
     **environment: str,
 ) -> Pod:
     """A pod of a Job whose agent is the tests' agent; to be used as a context manager.
@@ -39,6 +43,7 @@ def job(
         container: more fields of the agent's container.
         spec: more fields of the pod.
         options: of the injection.
+        injected: ``False`` for the Job as it was written, without Lattice.
         environment: of the agent.
     """
     agent = {
@@ -55,12 +60,14 @@ def job(
             "template": {"spec": {"containers": [agent], "restartPolicy": "Never", **(spec or {})}}
         },
     }
+    if not injected:
+        return Pod(node, manifest)
     chosen = Options(
         **{"server": server or world.server, "image": node.images.lattice, **(options or {})}
     )
-    injected = inject(yaml.safe_dump(manifest), chosen).text
+    text = inject(yaml.safe_dump(manifest), chosen).text
     secrets = {"lattice-token": {"token": token or world.token}}
-    return Pod(node, yaml.safe_load(injected), secrets=secrets)
+    return Pod(node, yaml.safe_load(text), secrets=secrets)
 
 
 def peer_of(world: World, pod: Pod) -> dict[str, Any]:
@@ -75,10 +82,52 @@ def peers_of(world: World, pod: Pod) -> list[dict[str, Any]]:
     return [peer for peer in page["items"] if peer["name"] == pod.name]
 
 
-def expect_gone(world: World, peer: str, since: float) -> None:
-    """The stated bound, with ample slack: kubelet and podman take their time too."""
-    wait_for(f"{peer} to be gone", lambda: not world.knows(peer))
-    assert time.monotonic() - since < GONE_WITHIN + 3, "the identity lingers"
+class Watch:
+    """Notes when control plane and gateway know a peer no more."""
+
+    def __init__(self, world: World, peer: str) -> None:
+        self._world, self._peer = world, peer
+        self._gone: float | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._look, name=f"watch over {peer}")
+        self._thread.start()
+
+    def expect_gone(self, since: float, what: str) -> None:
+        """The issue's bound.
+
+        Args:
+            since: when what ended the identity was over, as :func:`time.time` has it.
+            what: what that was, for the message.
+        """
+        wait_for(f"{self._peer} to be gone", lambda: self._gone is not None)
+        assert self._gone is not None
+        took = self._gone - since
+        assert took <= GONE_WITHIN, (
+            f"the identity was there for {took:.2f} s after {what}; {GONE_WITHIN:g} s are allowed"
+        )
+        print(f"the identity was gone {took:.2f} s after {what}")
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._stopped.is_set():
+            if not self._world.knows(self._peer):
+                self._gone = time.time()
+                return
+            self._stopped.wait(0.05)
+
+
+@contextlib.contextmanager
+def watched(world: World, peer: str) -> Iterator[Watch]:
+    """Watch a peer from before its end, which may be over before who causes it goes on."""
+    watch = Watch(world, peer)
+    try:
+        yield watch
+    finally:
+        watch.stop()
 
 
 def clients(pod: Pod) -> list[str]:

@@ -18,6 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class Pod:
         ip: its address, and
         device: the node's end of its network, once it was started.
         restarts: of the sidecar.
+        asked: by container, when it was sent SIGTERM first; as :func:`time.time` has it.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Pod:
         self.name = f"{manifest['metadata']['name']}-{uuid.uuid4().hex[:5]}"
         self.uid = str(uuid.uuid4())
         self.ip, self.device, self.restarts = "", "", 0
+        self.asked: dict[str, float] = {}
         self.labels: dict[str, str] = (template.get("metadata") or {}).get("labels") or {}
         self.spec: Manifest = copy.deepcopy(template["spec"])
         self._volumes = node.directory / self.uid
@@ -140,8 +143,8 @@ class Pod:
         self._ending.set()
         for names in (self.regular, self.native[::-1]):
             pids = [pid for name in names if (pid := self.pid(name))]
-            for pid in pids:
-                _signal(pid, signal.SIGTERM)
+            for name in names:
+                self._ask(name)
             with contextlib.suppress(AssertionError):
                 left = max(LEAST_GRACE, deadline - time.monotonic())
                 wait_for("containers to end", lambda pids=pids: not _alive(pids), left)
@@ -166,10 +169,19 @@ class Pod:
 
     def logs(self, name: str) -> str:
         """``kubectl logs``."""
+        # P is for a part of a line, whose rest comes by itself.
+        return "".join(text + ("" if part == "P" else "\n") for _, _, part, text in self._log(name))
+
+    def printed_at(self, name: str) -> float:
+        """When a container printed its first line; as :func:`time.time` has it."""
+        return datetime.fromisoformat(self._log(name)[0][0]).timestamp()
+
+    def _log(self, name: str) -> list[list[str]]:
+        """A container's log: time, stream, F or P, and text."""
         if name not in self._logs:
             self._logs[name] = self._inspect(name, "{{.HostConfig.LogConfig.Path}}")
         lines = Path(self._logs[name]).read_text(errors="replace").splitlines()
-        return "".join(line.split(" ", 3)[3] + "\n" for line in lines if line.count(" ") > 2)
+        return [line.split(" ", 3) for line in lines if line.count(" ") > 2]
 
     def told(self, name: str = "agent") -> list[dict[str, Any]]:
         """The JSON lines of a container's log."""
@@ -187,6 +199,12 @@ class Pod:
     def status(self, name: str) -> int:
         """A container's exit status."""
         return int(self._inspect(name, "{{.State.ExitCode}}"))
+
+    def ended_at(self, name: str) -> float:
+        """When a container ended, by the runtime's word; as :func:`time.time` has it."""
+        told = datetime.fromisoformat(json.loads(self._inspect(name, "{{json .State.FinishedAt}}")))
+        assert told.year > 1, f"{name} has not ended"
+        return told.timestamp()
 
     def running(self, name: str) -> bool:
         """Whether a container runs."""
@@ -231,8 +249,13 @@ class Pod:
         if self._ending.is_set():
             return
         for name in reversed(self.native):
-            if pid := self.pid(name):
-                _signal(pid, signal.SIGTERM)
+            self._ask(name)
+
+    def _ask(self, name: str) -> None:
+        """Ask a container to end."""
+        if pid := self.pid(name):
+            self.asked.setdefault(name, time.time())
+            _signal(pid, signal.SIGTERM)
 
     def _hosts(self) -> Path:
         """The hosts file of all containers, written anew whenever one starts."""

@@ -83,19 +83,55 @@ def validate(text: str, version: str) -> None:
         kubernetes_validate.validate(document, version, strict=True)
 
 
+# All that injection reads or changes of a pod.
+FULL_SPEC = """\
+securityContext:
+  runAsGroup: 1000
+shareProcessNamespace: false
+initContainers:
+- name: fetch
+  image: fetch:1
+  securityContext: {readOnlyRootFilesystem: true}
+containers:
+- name: agent
+  image: agent:1
+  env:
+  - name: MODE
+    value: "yes"
+  ports:
+  - name: web
+    containerPort: 8080
+  livenessProbe:
+    httpGet: {path: /, port: web}
+  securityContext:
+    runAsUser: 1000
+    allowPrivilegeEscalation: true
+    capabilities:
+      drop:
+      - NET_RAW
+restartPolicy: Never
+"""
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("sidecar", "versions"),
-    [(Sidecar.NATIVE, (NATIVE, NEWEST)), (Sidecar.CONTAINER, (OLDEST, NEWEST))],
+    [(Sidecar.NATIVE, (NATIVE, NEWEST)), (Sidecar.CONTAINER, (OLDEST, NATIVE, NEWEST))],
 )
-@pytest.mark.parametrize("audience", [None, "lattice"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mode": Mode.PROXY},
+        {"mode": Mode.PROXY, "token_audience": "lattice"},
+        {"mode": Mode.INTERFACE, "allow_networks": ("10.20.0.0/16", "fd00:1::/64")},
+    ],
+    ids=["proxy", "audience", "interface"],
+)
 def test_result_is_what_kubernetes_takes(
-    kind: str, sidecar: Sidecar, versions: tuple[str, str], audience: str | None
+    kind: str, sidecar: Sidecar, versions: tuple[str, ...], changes: dict[str, Any]
 ) -> None:
-    options = Options(
-        server=OPTIONS.server, sidecar=sidecar, token_audience=audience, ca="trust:root.pem"
-    )
-    text = inject(manifest(kind), options).text
+    options = Options(server=OPTIONS.server, sidecar=sidecar, ca="trust:root.pem", **changes)
+    text = inject(manifest(kind, FULL_SPEC), options).text
     for version in versions:
         validate(text, version)
     if sidecar is Sidecar.NATIVE:
@@ -144,6 +180,101 @@ def test_proxy_mode_passes_the_restricted_pod_security_standard() -> None:
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
         assert "privileged" not in security
     assert not any(set(volume) & {"hostPath"} for volume in spec["volumes"])
+
+
+# What mode interface makes of every container's rights.
+BOUND = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def interface(**changes: Any) -> Options:
+    return Options(server=OPTIONS.server, mode=Mode.INTERFACE, **changes)
+
+
+@pytest.mark.parametrize("sidecar", Sidecar)
+def test_interface_mode_gives_capabilities_to_the_two_and_takes_them_from_the_others(
+    sidecar: Sidecar,
+) -> None:
+    options = interface(sidecar=sidecar, allow_networks=("10.20.0.0/16", "10.30.0.0/16"))
+    spec = pod_spec(inject(manifest("Job", FULL_SPEC), options).text)
+    every = {one["name"]: one for one in (*spec["initContainers"], *spec["containers"])}
+    security = {name: one["securityContext"] for name, one in every.items()}
+    for name, added in [
+        (layout.INIT, ["NET_ADMIN"]),
+        (layout.SIDECAR, ["NET_ADMIN", "NET_RAW"]),
+    ]:
+        assert security[name]["capabilities"] == {"drop": ["ALL"], "add": added}
+        assert (security[name]["runAsUser"], security[name]["runAsGroup"]) == (0, layout.USER_ID)
+        assert security[name]["allowPrivilegeEscalation"] is False
+    assert security["agent"] == {"runAsUser": 1000, **BOUND}
+    assert security["fetch"] == {"readOnlyRootFilesystem": True, **BOUND}
+    # Nothing else may run before the network is locked.
+    assert names(spec["initContainers"])[0] == layout.INIT
+    init = variables(every[layout.INIT])
+    assert init["LATTICE_ALLOW_NETWORKS"] == "10.20.0.0/16,10.30.0.0/16"
+    assert init["LATTICE_NODE_ADDRESSES"] == {"fieldRef": {"fieldPath": "status.hostIP"}}
+    assert init["LATTICE_PROBE_PORTS"] == "8080,18421"
+    assert names(every["agent"]["env"]) == ["MODE"]
+    assert "env" not in every["fetch"]
+
+
+@pytest.mark.parametrize(
+    ("written", "rest"),
+    [
+        ("", {}),
+        ("  securityContext:\n", {}),
+        ("  securityContext: {}\n", {}),
+        ("  securityContext: {runAsUser: 1000}\n", {"runAsUser": 1000}),
+        (
+            "  securityContext:   # mine\n    runAsUser: 1000   # too\n",
+            {"runAsUser": 1000},
+        ),
+        ("  securityContext:\n    allowPrivilegeEscalation: true   # why\n", {}),
+        ("  securityContext:\n    allowPrivilegeEscalation:\n", {}),
+        ("  securityContext:\n    capabilities:\n", {}),
+        ("  securityContext:\n    capabilities: {}\n", {}),
+        ("  securityContext:\n    capabilities:\n      drop: []\n", {}),
+        ("  securityContext:\n    capabilities:\n      drop:\n      - NET_RAW\n      - KILL\n", {}),
+        ("  securityContext: {capabilities: {drop: [NET_RAW]}, privileged: false}\n",
+         {"privileged": False}),
+    ],
+)  # fmt: skip
+def test_interface_mode_binds_whatever_a_container_said(written: str, rest: dict[str, Any]) -> None:
+    text = manifest("Job", POD_SPEC.replace("  image: agent:1\n", f"  image: agent:1\n{written}"))
+    result = inject(text, interface())
+    (agent,) = pod_spec(result.text)["containers"]
+    assert agent["securityContext"] == {**rest, **BOUND}
+    for comment in re.findall("# .*", written):
+        assert comment in result.text
+    assert inject(result.text, interface()).text == result.text
+
+
+def test_interface_mode_binds_what_containers_share() -> None:
+    text = manifest(
+        "Job",
+        "containers:\n- &base\n  name: one\n  image: a\n  securityContext: &own\n"
+        "    runAsUser: 1000\n- name: two\n  image: a\n  securityContext: *own\n"
+        "- <<: *base\n  name: three\nrestartPolicy: Never\n",
+    )
+    result = inject(text, interface())
+    for container in pod_spec(result.text)["containers"]:
+        assert container["securityContext"] == {"runAsUser": 1000, **BOUND}
+    assert inject(result.text, interface()).text == result.text
+    # What the pod has by the same anchor is of another kind, and may not change with it.
+    shared = POD_SPEC.replace("image: agent:1", "image: a\n  securityContext: *own")
+    with pytest.raises(ConfigurationError, match="shared by anchors"):
+        inject(manifest("Job", f"securityContext: &own\n  runAsUser: 5\n{shared}"), interface())
+
+
+def test_calls_of_the_kubelet_pass_the_lock() -> None:
+    hooks = (
+        "image: a\n  ports: [{name: web, containerPort: 8080}]\n"
+        "  readinessProbe: {tcpSocket: {port: 8081}}\n  startupProbe: {grpc: {port: 8082}}\n"
+        "  livenessProbe: {exec: {command: [/live]}}\n"
+        "  lifecycle: {postStart: {exec: {command: [/up]}}, preStop: {httpGet: {port: web}}}"
+    )
+    text = manifest("Job", POD_SPEC.replace("image: agent:1", hooks))
+    init = pod_spec(inject(text, interface()).text)["initContainers"][0]
+    assert variables(init)["LATTICE_PROBE_PORTS"] == "8080,8081,8082,18421"
 
 
 def test_no_secret_is_in_the_manifest() -> None:
@@ -199,12 +330,15 @@ def test_named_containers_only() -> None:
         inject(manifest(), Options(server=OPTIONS.server, containers=("typo",)))
 
 
-@pytest.mark.parametrize("mode", [Mode.PROXY])
+@pytest.mark.parametrize("mode", Mode)
 @pytest.mark.parametrize("sidecar", Sidecar)
 @pytest.mark.parametrize("kind", KINDS)
-def test_injecting_again_changes_nothing(kind: str, sidecar: Sidecar, mode: Mode) -> None:
+@pytest.mark.parametrize("spec", [POD_SPEC, FULL_SPEC], ids=["small", "full"])
+def test_injecting_again_changes_nothing(
+    kind: str, sidecar: Sidecar, mode: Mode, spec: str
+) -> None:
     options = Options(server=OPTIONS.server, sidecar=sidecar, mode=mode, ca="trust")
-    once = inject(manifest(kind), options)
+    once = inject(manifest(kind, spec), options)
     assert once.changed
     twice = inject(once.text, options)
     assert twice.text == once.text
@@ -219,6 +353,44 @@ def test_other_options_bring_it_up_to_date_as_if_for_the_first_time() -> None:
     found = pod_spec(again.text)
     del found["shareProcessNamespace"]  # it may be somebody else's wish by now
     assert found == fresh
+
+
+WAYS = [(mode, sidecar) for mode in Mode for sidecar in Sidecar]
+
+
+@pytest.mark.parametrize("first", WAYS)
+@pytest.mark.parametrize("then", WAYS)
+def test_injected_pod_is_switched_to_another_mode_or_sidecar(
+    first: tuple[Mode, Sidecar], then: tuple[Mode, Sidecar]
+) -> None:
+    spec = "initContainers:\n- name: fetch\n  image: f\n" + POD_SPEC
+    one, two = (
+        Options(server=OPTIONS.server, mode=mode, sidecar=sidecar)
+        for mode, sidecar in (first, then)
+    )
+    switched = inject(inject(manifest("Job", spec), one).text, two)
+    assert inject(switched.text, two).text == switched.text
+    fresh, found = pod_spec(inject(manifest("Job", spec), two).text), pod_spec(switched.text)
+    # What may be somebody else's wish by now stays: it takes something from the pod, and gives
+    # nothing. In mode interface it is there anyway.
+    if two.sidecar is Sidecar.NATIVE:
+        found.pop("shareProcessNamespace", None)
+    for container in (*found["initContainers"], *found["containers"]):
+        if container["name"] in ("fetch", "agent"):
+            if two.mode is Mode.PROXY:
+                assert container.pop("securityContext", BOUND) == BOUND
+            if container.get("env") == []:
+                del container["env"]
+    assert found == fresh
+
+
+def test_container_that_is_named_no_more_is_left_without_the_proxy() -> None:
+    spec = POD_SPEC.replace("containers:", "containers:\n- {name: logs, image: l}")
+    text = inject(manifest("Job", spec), OPTIONS).text
+    options = Options(server=OPTIONS.server, containers=("agent",))
+    logs, agent = pod_spec(inject(text, options).text)["containers"]
+    assert logs["env"] == []
+    assert "HTTP_PROXY" in variables(agent)
 
 
 def test_container_of_others_is_never_written_anew() -> None:
@@ -390,6 +562,41 @@ def test_what_would_not_work_is_refused_with_a_sentence(old: str, new: str, sent
     assert raised.value.hint
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("image: agent:1", "image: a\n  securityContext: {privileged: true}", "is privileged"),
+        (
+            "image: agent:1",
+            "image: a\n  securityContext:\n    capabilities:\n      add: [NET_ADMIN, SYS_PTRACE]",
+            "adds the capabilities NET_ADMIN, SYS_PTRACE",
+        ),
+        (
+            "image: agent:1",
+            "image: a\n  securityContext: {runAsGroup: 64206}",
+            "its container agent runs as the group 64206",
+        ),
+        (
+            "containers:",
+            "securityContext: {runAsGroup: 64206}\ncontainers:",
+            "its container agent runs as the group 64206",
+        ),
+        (
+            "containers:",
+            "initContainers:\n- name: fetch\n  image: f\n  securityContext: {privileged: true}\n"
+            "containers:",
+            "its container fetch is privileged",
+        ),
+    ],
+)
+def test_interface_mode_refuses_who_could_undo_the_lock(old: str, new: str, sentence: str) -> None:
+    text = manifest("Job", POD_SPEC.replace(old, new))
+    with pytest.raises(ConfigurationError, match=re.escape(sentence)) as raised:
+        inject(text, interface())
+    assert raised.value.hint
+    inject(text, OPTIONS)  # without a lock there is nothing to undo
+
+
 def test_ordinary_sidecar_refuses_what_it_cannot_serve() -> None:
     text = manifest("Job", POD_SPEC.replace("Never", "OnFailure"))
     with pytest.raises(ConfigurationError, match="OnFailure"):
@@ -398,10 +605,20 @@ def test_ordinary_sidecar_refuses_what_it_cannot_serve() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"ttl": "soon"}, {"allow": ("10.96.0.7",)}, {"allow": ("a b:1",)}]
+    ("changes", "sentence"),
+    [
+        ({"ttl": "soon"}, "ttl"),
+        ({"allow": ("10.96.0.7",)}, "HOST:PORT"),
+        ({"allow": ("a b:1",)}, "HOST:PORT"),
+        ({"allow_networks": ("10.20.0.0/16",)}, "in mode proxy the pod's network is not locked"),
+        ({"mode": Mode.INTERFACE, "allow_networks": ("10.20.0.1/16",)}, "host bits"),
+        ({"mode": Mode.INTERFACE, "allow_networks": ("here",)}, "allow-network"),
+        ({"mode": Mode.INTERFACE, "containers": ("agent",)}, "no proxy"),
+        ({"mode": Mode.INTERFACE, "no_proxy": ("db.internal",)}, "no proxy"),
+    ],
 )
-def test_options_that_mean_nothing_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError):
+def test_options_that_mean_nothing_are_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(sentence)):
         Options(server=OPTIONS.server, **changes)
 
 
@@ -431,6 +648,17 @@ def test_command_filters_and_checks(tmp_path: Path) -> None:
     assert file.read_text() == done.stdout
     assert file.stat().st_mode & 0o777 == 0o640
     assert lattice("--check", str(file)).returncode == 0
+
+
+def test_command_has_both_modes() -> None:
+    arguments = ("--mode", "interface", "--allow-network", "10.20.0.0/16")
+    done = lattice(*arguments, "--allow-network", "10.30.0.0/16", text=manifest())
+    networks = ("10.20.0.0/16", "10.30.0.0/16")
+    expected = inject(manifest(), interface(allow_networks=networks)).text
+    assert (done.returncode, done.stdout) == (0, expected)
+    refused = lattice("--allow-network", "10.20.0.0/16", text=manifest())
+    assert (refused.returncode, refused.stdout) == (3, "")
+    assert "what to do: Use --no-proxy" in refused.stderr
 
 
 def test_command_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lattice_k8s_job.inject import Options, inject
 from lattice_k8s_job.inject.containers import agent_variables
-from lattice_k8s_job.layout import Sidecar
+from lattice_k8s_job.layout import Mode, Sidecar
 from lattice_sdk import ConfigurationError
 
 NAMES = st.sampled_from(["agent", "tool", "no", "yes", "null", "a-1", "7up"])
@@ -39,6 +39,17 @@ TEXTS = st.sampled_from(
 
 VARIABLE = st.fixed_dictionaries({"name": st.sampled_from(["MODE", "N", "PATH_X"]), "value": TEXTS})
 VARIABLES = st.lists(VARIABLE, min_size=1, max_size=3, unique_by=lambda one: one["name"])
+SECURITY = st.none() | st.fixed_dictionaries(
+    {},
+    optional={
+        "runAsUser": st.just(1000),
+        "allowPrivilegeEscalation": st.booleans() | st.none(),
+        "privileged": st.just(False),
+        "capabilities": st.sampled_from(
+            [None, {}, {"drop": ["ALL"]}, {"drop": ["NET_RAW", "KILL"]}, {"drop": []}, {"add": []}]
+        ),
+    },
+)
 CONTAINER = st.fixed_dictionaries(
     {"name": NAMES, "image": st.sampled_from(["agent:1", "r.example/a@sha256:0"])},
     optional={
@@ -46,6 +57,7 @@ CONTAINER = st.fixed_dictionaries(
         "env": VARIABLES,
         "resources": st.just({"limits": {"cpu": "1", "memory": "1Gi"}}),
         "ports": st.just([{"containerPort": 8080}]),
+        "securityContext": SECURITY,
     },
 )
 CONTAINERS = st.lists(CONTAINER, min_size=1, max_size=3, unique_by=lambda one: one["name"])
@@ -56,6 +68,7 @@ SPEC = st.fixed_dictionaries(
         "volumes": st.just([{"name": "data", "emptyDir": {}}]),
         "nodeSelector": st.just({"disk": "ssd"}),
         "terminationGracePeriodSeconds": st.just(60),
+        "shareProcessNamespace": st.booleans(),
     },
 )
 
@@ -129,10 +142,21 @@ def read(text: str) -> Any:
     return yaml.safe_load(text)
 
 
+def template_of(document: Any) -> Any:
+    return document if document["kind"] == "Pod" else document["spec"]["template"]
+
+
+def containers_of(document: Any) -> list[Any]:
+    """Those that are not ours."""
+    spec = template_of(document)["spec"]
+    found = (*spec["containers"], *spec.get("initContainers", []))
+    return [one for one in found if not one["name"].startswith("lattice-")]
+
+
 def without_ours(document: Any) -> Any:
-    """The document as it was before the injection."""
-    document = copy.deepcopy(document)
-    template = document if document["kind"] == "Pod" else document["spec"]["template"]
+    """The document as it was before the injection; see :func:`plain`."""
+    document = plain(document)
+    template = template_of(document)
     spec = template["spec"]
     for key in ("initContainers", "containers", "volumes"):
         if key in spec:
@@ -151,7 +175,29 @@ def without_ours(document: Any) -> Any:
         del template["metadata"]["labels"]
     if not template["metadata"]:
         del template["metadata"]
-    spec.pop("shareProcessNamespace", None)
+    return document
+
+
+def plain(document: Any) -> Any:
+    """The document without the few fields that injection may set to another value."""
+    document = copy.deepcopy(document)
+    template_of(document)["spec"].pop("shareProcessNamespace", None)
+    for container in containers_of(document):
+        security = container.get("securityContext") or {}
+        for key in ("allowPrivilegeEscalation", "capabilities"):
+            security.pop(key, None)
+        if not security:
+            container.pop("securityContext", None)
+    return document
+
+
+def without_leftovers(document: Any) -> Any:
+    """An injected document without what other options may have left: nothing that gives power."""
+    document = plain(document)
+    template_of(document)["spec"]["volumes"].sort(key=lambda one: one["name"])
+    for container in containers_of(document):
+        if container.get("env") == []:
+            del container["env"]
     return document
 
 
@@ -160,6 +206,14 @@ OPTIONS = st.sampled_from(
         Options(server="https://lattice.example.com"),
         Options(server="https://lattice.example.com", sidecar=Sidecar.CONTAINER, ca="trust"),
         Options(server="https://lattice.example.com", token_audience="lattice"),
+        Options(
+            server="https://lattice.example.com",
+            mode=Mode.INTERFACE,
+            allow_networks=("10.20.0.0/16",),
+        ),
+        Options(
+            server="https://lattice.example.com", mode=Mode.INTERFACE, sidecar=Sidecar.CONTAINER
+        ),
     ]
 )
 PROPERTY = settings(
@@ -171,14 +225,46 @@ PROPERTY = settings(
 @given(texts(), OPTIONS)
 def test_nothing_but_ours_is_added(text: str, options: Options) -> None:
     after = inject(text, options).text
-    assert without_ours(read(after)) == read(text)
+    assert without_ours(read(after)) == plain(read(text))
+
+
+@PROPERTY
+@given(texts(), OPTIONS)
+def test_no_container_of_others_has_power_over_the_lock(text: str, options: Options) -> None:
+    after = read(inject(text, options).text)
+    for container in containers_of(after):
+        if options.mode is Mode.INTERFACE:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["capabilities"]["drop"] == ["ALL"]
+            assert not security["capabilities"].get("add")
+            assert agent_variables().isdisjoint(one["name"] for one in container.get("env") or [])
+    if options.mode is Mode.PROXY:
+        before = {one["name"]: one.get("securityContext") for one in containers_of(read(text))}
+        assert before == {one["name"]: one.get("securityContext") for one in containers_of(after)}
+
+
+# Lines of values that injection sets: those that mode interface, or an ordinary sidecar, is about.
+SET = {
+    "shareProcessNamespace: false",
+    "securityContext: null",
+    "securityContext: {}",
+    "allowPrivilegeEscalation: true",
+    "allowPrivilegeEscalation: null",
+    "capabilities: null",
+    "capabilities: {}",
+    "drop: []",
+    "NET_RAW",
+    "KILL",
+}
 
 
 @PROPERTY
 @given(texts(brackets=False), OPTIONS)
 def test_every_line_stays_and_in_order(text: str, options: Options) -> None:
     rest = iter(inject(text, options).text.splitlines())
-    assert [line for line in text.splitlines() if line not in rest] == []
+    kept = [line for line in text.splitlines() if line.strip().removeprefix("- ") not in SET]
+    assert [line for line in kept if line not in rest] == []
 
 
 @PROPERTY
@@ -188,6 +274,7 @@ def test_again_changes_nothing_whatever_was_before(
 ) -> None:
     once = inject(inject(text, first).text, options).text
     assert inject(once, options).text == once
+    assert without_leftovers(read(once)) == without_leftovers(read(inject(text, options).text))
 
 
 @PROPERTY

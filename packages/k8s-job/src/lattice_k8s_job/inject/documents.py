@@ -97,10 +97,25 @@ def _document(part: str, line: int, options: Options, result: Result) -> str:
         ) from None
     if where is None or before == after:
         return part
-    editor = Editor(text, _offset(text))
-    editor.change(where, before, after)
-    made = editor.result()
+    made = _edited(text, where, before, after)
+    if made is None:
+        raise ConfigurationError(
+            f"line {line + 1}: what is to be changed is shared by anchors with what is not, or "
+            "written in a way that cannot be edited",
+            hint="Write it out, or give JSON: kubectl create --dry-run=client -o json -f …",
+        )
     return made if part.endswith("\n") else made.removesuffix("\n")
+
+
+def _edited(text: str, where: tree.Node, before: object, after: object) -> str | None:
+    """The text with ``after`` as its data; ``None`` where that would not be so."""
+    editor = Editor(text, _offset(text))
+    try:
+        editor.change(where, before, after)
+        made = editor.result()
+        return made if tree.load(made) == after else None
+    except (yaml.YAMLError, ValueError, TypeError):
+        return None
 
 
 def _offset(text: str) -> int:

@@ -40,6 +40,9 @@ class Editor:
             self._mapping(node, old, new)
         elif node.shape is Shape.SEQUENCE and new:
             self._sequence(node, old, new)
+        elif node.shape is Shape.VALUE and not isinstance(new, (dict, list)):
+            blank = " " if node.start == node.end else ""
+            self.changes.append((node.start, node.end, blank + _scalar("value", new)))
         elif node.shape is Shape.FLOW and old:
             self.changes.append((node.start, node.end, json.dumps(new, ensure_ascii=False)))
         else:

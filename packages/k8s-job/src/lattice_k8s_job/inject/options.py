@@ -78,6 +78,12 @@ class Options:
                 "in mode proxy the pod's network is not locked, so nothing is to be allowed",
                 hint="Use --no-proxy for what is reached past the proxy, or --mode interface",
             )
+        if self.mode is Mode.INTERFACE and (self.containers or self.no_proxy):
+            raise ConfigurationError(
+                "in mode interface all containers of the pod have its one network, and no proxy",
+                hint="Leave --container and --no-proxy out; --allow-network names networks that "
+                "are reached beside the tunnel",
+            )
         for text in self.allow:
             if not _DESTINATION.fullmatch(text):
                 raise ConfigurationError(

@@ -35,22 +35,27 @@ def put(workload: Workload, options: Options) -> None:
     kind = workload.name[:KIND_LENGTH].rstrip("-.")
     init = containers.init_container(options, kind, probed_ports(workload))
     sidecar = containers.sidecar_container(options, kind, others, grace(workload))
-    for container in agents(workload, options):
-        _put_environment(container, options)
+    reached = agents(workload, options)
+    if native:
+        # These come after the sidecar, and have the network too.
+        reached += agents(workload, options, "initContainers")
+    for container in everybody(workload):
+        if not any(container is one for one in reached):
+            _put_environment(container, [])
+    for container in reached:
+        _put_environment(container, containers.agent_environment(options))
     starters = nodes.sequence(spec, "initContainers", before="containers")
     if native:
         nodes.remove(spec["containers"], SIDECAR)
         nodes.put(starters, [init, sidecar], only_at=0)
-        # They come after the sidecar, and have the network too.
-        for container in agents(workload, options, "initContainers"):
-            _put_environment(container, options)
     else:
         nodes.remove(starters, SIDECAR)
         # The identity should not wait for other init containers, but the lock must come before.
         nodes.put(starters, [init], only_at=0 if options.mode is Mode.INTERFACE else -1)
         nodes.put(spec["containers"], [sidecar], only_at=0)
-        if spec.get("shareProcessNamespace") is not True:
+        if "shareProcessNamespace" not in spec:
             nodes.insert(spec, "shareProcessNamespace", True, before="initContainers")
+        spec["shareProcessNamespace"] = True
     if options.mode is Mode.INTERFACE:
         for container in everybody(workload):
             _bind(container)
@@ -61,8 +66,8 @@ def put(workload: Workload, options: Options) -> None:
     _put_label(workload)
 
 
-def _put_environment(container: dict[str, Any], options: Options) -> None:
-    wanted = containers.agent_environment(options)
+def _put_environment(container: dict[str, Any], wanted: list[dict[str, Any]]) -> None:
+    """Have these variables of ours in a container, and no others of ours."""
     if not wanted and not container.get("env"):
         return
     held = nodes.sequence(container, "env", after=("image", "name"))
@@ -77,9 +82,13 @@ def _bind(container: dict[str, Any]) -> None:
     if container.get("securityContext") is None:
         container.pop("securityContext", None)
         nodes.insert(container, "securityContext", {}, after=("image", "name"))
+    # Made anew: by an anchor it may be the pod's as well, which has other fields.
     security = container["securityContext"]
-    security["allowPrivilegeEscalation"] = False
-    security["capabilities"] = {"drop": ["ALL"]}
+    container["securityContext"] = {
+        **security,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {**(security.get("capabilities") or {}), "drop": ["ALL"]},
+    }
 
 
 def _put_label(workload: Workload) -> None:

@@ -155,14 +155,18 @@ def everybody(workload: Workload) -> list[Node]:
 
 
 def probed_ports(workload: Workload) -> list[int]:
-    """The TCP ports of the pods that the kubelet probes."""
+    """The TCP ports of the pods that the kubelet probes, or calls when a container starts or ends.
+
+    See https://kubernetes.io/docs/concepts/containers/container-lifecycle-hooks/.
+    """
     found = []
     for container in everybody(workload):
         named = {port.get("name"): port["containerPort"] for port in container.get("ports") or []}
-        for kind in ("livenessProbe", "readinessProbe", "startupProbe"):
-            probe = container.get(kind) or {}
+        hooks = container.get("lifecycle") or {}
+        probes = [container.get(f"{kind}Probe") for kind in ("liveness", "readiness", "startup")]
+        for probe in (*probes, hooks.get("postStart"), hooks.get("preStop")):
             for way in ("httpGet", "tcpSocket", "grpc"):
-                if port := (probe.get(way) or {}).get("port"):
+                if port := ((probe or {}).get(way) or {}).get("port"):
                     found.append(int(named.get(port, port)))
     return found
 
