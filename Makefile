@@ -7,7 +7,7 @@ STATICCHECK := v0.8.2
 # The race detector needs a C compiler; without one the tests run all the same.
 GO_RACE := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: help setup environments demo test test-engine test-contract test-whole test-attacks test-packages test-pods bench bench-quick bench-environment lint format docs component wheels image lock clean
+.PHONY: help setup environments demo test test-engine test-contract test-whole test-attacks test-packages test-slow test-pods bench bench-quick bench-environment lint format docs component wheels image lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,7 +24,7 @@ demo: setup ## the whole story on this machine, without root
 	@$(BIN)/lattice demo
 
 # Tests mostly wait: for deadlines, for the kernel, for processes to end. So five lanes run at once, also on two cores.
-test: environments ## every Python and Go test, but those of whole pods; each lane's output when it has ended
+test: environments ## the tests, but those of test-slow and test-pods; each lane's output when it has ended
 	@$(MAKE) --no-print-directory --jobs --keep-going --output-sync=target \
 		test-engine test-contract test-whole test-attacks test-packages
 
@@ -32,7 +32,7 @@ test-engine: setup ## a lane of test: the engine, with the race detector where t
 	cd packages/engine && $$(../../scripts/bootstrap.sh go) test -timeout 30m $(GO_RACE) ./...
 
 test-contract: environments ## a lane of test: the contract, then AutoGen's generations, each in its environment
-	$(BIN)/pytest -m 'not pods' tests/contract
+	$(BIN)/pytest -m 'not slow and not pods' tests/contract
 	@for extra in $(AUTOGEN); do \
 		echo "AutoGen, $$extra:"; \
 		.venvs/autogen-$$extra/bin/pytest packages/autogen/tests/test_autogen_$${extra%%-*}*.py \
@@ -40,13 +40,16 @@ test-contract: environments ## a lane of test: the contract, then AutoGen's gene
 	done
 
 test-whole: environments ## a lane of test: everything together, and what the documentation says
-	$(BIN)/pytest -m 'not pods' --ignore=tests/contract --ignore=tests/security tests
+	$(BIN)/pytest -m 'not slow and not pods' --ignore=tests/contract --ignore=tests/security tests
 
 test-attacks: environments ## a lane of test: attacks
-	$(BIN)/pytest tests/security
+	$(BIN)/pytest -m 'not slow' tests/security
 
 test-packages: setup ## a lane of test: each package
-	$(BIN)/pytest packages
+	$(BIN)/pytest -m 'not slow' packages
+
+test-slow: environments ## the tests that take long: the policy's truth table and its mutants, wheels, benchmarks, crowds
+	$(BIN)/pytest -m 'slow and not pods' tests packages
 
 test-pods: setup ## whole pods under podman; needs what tests/k8s names, and root
 	$(BIN)/pytest -m pods tests

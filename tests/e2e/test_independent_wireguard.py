@@ -66,24 +66,25 @@ def test_published_curl_body_works_with_wireguard_go(
         "wireguardConfig",
         "expiresAt",
     ]
-    config = tmp_path / "wg0.conf"
+    name = f"wg{os.getpid()}"  # its socket is in a directory of the whole machine
+    config = tmp_path / f"{name}.conf"
     config.write_text(answer["wireguardConfig"])
     config.chmod(0o600)
-    stripped = tmp_path / "wg0.setconf"
+    stripped = tmp_path / f"{name}.setconf"
     stripped.write_text(namespace.command("wg-quick", "strip", str(config)))
     daemon = namespace.run(
-        subprocess.Popen, ["wireguard-go", "-f", "wg0"], stderr=subprocess.DEVNULL
+        subprocess.Popen, ["wireguard-go", "-f", name], stderr=subprocess.DEVNULL
     )
     try:
         wait_for(
             "wireguard-go's interface",
-            lambda: "wg0" in namespace.command("ip", "-o", "link"),
+            lambda: name in namespace.command("ip", "-o", "link"),
         )
-        wait_for("wireguard-go's socket", Path("/var/run/wireguard/wg0.sock").exists)
-        namespace.command("wg", "setconf", "wg0", str(stripped))
-        namespace.command("ip", "address", "add", answer["overlayIP"], "dev", "wg0")
-        namespace.command("ip", "link", "set", "wg0", "mtu", "1420", "up")
-        namespace.command("ip", "route", "add", "10.96.0.0/16", "dev", "wg0")
+        wait_for("wireguard-go's socket", Path(f"/var/run/wireguard/{name}.sock").exists)
+        namespace.command("wg", "setconf", name, str(stripped))
+        namespace.command("ip", "address", "add", answer["overlayIP"], "dev", name)
+        namespace.command("ip", "link", "set", name, "mtu", "1420", "up")
+        namespace.command("ip", "route", "add", "10.96.0.0/16", "dev", name)
 
         def curl(address: str) -> subprocess.CompletedProcess[str]:
             command = ["curl", "-sS", "--max-time", "10", f"http://{address}/"]

@@ -200,6 +200,7 @@ def test_process_without_the_capability_is_told(pod: Pod) -> None:
     assert "CAP_NET_ADMIN" in pod.script(code, before=without)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_contract_of_adapters_holds() -> None:
     """In a network namespace of its own, with a fabric of its own."""

@@ -70,7 +70,7 @@ class Mutant:
     before: str
     after: str
     seed: int = 4
-    caught: str = r": (passes|refused|the connection goes on|the connection broke)( |$)"
+    caught: str = r": (passes |refused |the connection goes on|the connection broke)"
     expiries: int = 0
 
 
