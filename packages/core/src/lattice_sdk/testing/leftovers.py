@@ -74,8 +74,8 @@ class Leftovers:
         left = []
         for pid in filter(str.isdigit, os.listdir("/proc")):
             held = (_namespaces(int(pid)) | _links(f"/proc/{pid}/fd")) & self._noted_namespaces
-            if held and self._is_stranger(int(pid)):
-                continue
+            if held and (self._is_stranger(int(pid)) or not alive(int(pid))):
+                continue  # another program's, or one that has ended while it was looked at
             left += [f"namespace {name} of process {pid}: {_command(int(pid))}" for name in held]
         return left
 
