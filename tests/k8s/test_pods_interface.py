@@ -224,12 +224,13 @@ def ended_for(pod: Pod, peer: str) -> dict[str, str]:
     def over() -> dict[str, str] | None:
         answer = pod.probe("/readyz")
         told = answer.json() if answer is not None and answer.status_code == 503 else {}
-        return told if told.get("state") in ("expired", "revoked") else None
+        if told.get("state") not in ("expired", "revoked"):
+            return None
+        said = f"the identity is over ({told['detail']})"
+        return told if said in pod.logs("lattice-sidecar") else None
 
-    told = wait_for("the sidecar to tell", over, 40)
-    log = pod.logs("lattice-sidecar")
-    assert f"the identity is over ({told['detail']})" in log
-    assert peer in log
+    told = wait_for("the sidecar to tell the same by probe and log", over, 40)
+    assert peer in pod.logs("lattice-sidecar")
     return told
 
 
