@@ -13,7 +13,6 @@ Measures on the machine it runs on, against the real control plane, gateway and 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -26,6 +25,7 @@ from typing import Any
 
 from benchmarks.fabrics import fabric, resident_mb
 from benchmarks.report import summary
+from lattice_sdk.testing.leftovers import descendants
 
 # Prints the clock as soon as it runs; the interpreter without site is what starts fastest here.
 CLOCK = [sys.executable, "-I", "-S", "-c", "import time; print(time.monotonic())"]
@@ -61,16 +61,6 @@ def of_agent(settings: dict[str, Any], number: int) -> dict[str, Any]:
             return float(done.stdout) - began, time.monotonic() - began
 
         return rounds(number, measure)
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below one."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):  # it may end meanwhile
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in map(int, (task / "children").read_text().split()):
-                found += [child, *descendants(child)]
-    return found
 
 
 def memory(environment: dict[str, str]) -> dict[str, float]:

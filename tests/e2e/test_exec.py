@@ -19,8 +19,9 @@ import pytest
 
 from conftest import World
 from lattice_sdk.testing.gate import Gate
+from lattice_sdk.testing.leftovers import descendants
 from support.waiting import process_alive, processes_mentioning, wait_for
-from support.wrapped import GRANTED, descendants
+from support.wrapped import GRANTED
 
 EXEC = [sys.executable, "-m", "lattice_sdk", "exec"]
 GONE_WITHIN = 2.0  # seconds, after a kill; the bound that is promised

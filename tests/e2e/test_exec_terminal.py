@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from conftest import World
+from lattice_sdk.testing.leftovers import descendants
 from support.terminal import Terminal
 from support.waiting import process_alive, processes_mentioning, wait_for
-from support.wrapped import descendants
 
 PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
 CTRL_C, CTRL_D, CTRL_Z, CTRL_BACKSLASH = "\x03", "\x04", "\x1a", "\x1c"

@@ -15,8 +15,9 @@ from conftest import World
 from lattice_sdk import (
     IdentityClosed,
 )
+from lattice_sdk.testing.leftovers import descendants
 from support.waiting import process_alive, processes_mentioning, wait_for
-from support.wrapped import GRANTED, curl, descendants
+from support.wrapped import GRANTED, curl
 
 
 @pytest.mark.parametrize("road", ["close", "garbage"])

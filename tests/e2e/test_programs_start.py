@@ -20,8 +20,10 @@ from lattice_sdk import (
     ConfigurationError,
     LatticeAgent,
 )
+from lattice_sdk.testing import running
+from lattice_sdk.testing.leftovers import descendants
 from support.waiting import processes_mentioning, wait_for
-from support.wrapped import GRANTED, curl, descendants
+from support.wrapped import GRANTED, curl
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +192,7 @@ def test_wrapped_line_and_environment_hold_no_secret(world: World) -> None:
         with agent.popen(["sleep", "60"], env=environment) as process:
             public = [*agent.wrap(["true"]), *process.args]  # type: ignore[list-item]
             for pid in [process.pid, *descendants(process.pid)]:
-                public.append(Path(f"/proc/{pid}/environ").read_text())
-                public.append(Path(f"/proc/{pid}/cmdline").read_text())
+                public += [running.environment(pid), running.arguments(pid)]
             process.kill()
         spec = Path(public[4]) if public[4].endswith("spec") else Path(agent.wrap(["x"])[4])
         public.append(spec.read_text())

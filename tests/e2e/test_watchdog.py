@@ -35,7 +35,7 @@ PROGRAM = textwrap.dedent(
             try:
                 with agent.http_client(timeout=3) as http:
                     told |= http.get("http://github-tools.lattice/").json()
-            except Exception as error:
+            except Exception as error:  # whatever it is, the test looks at it
                 told["error"] = f"{type(error).__name__}: {error}"
             told["inside"] = inside.poll() is None if inside else None
             print(json.dumps(told), flush=True)
@@ -78,6 +78,7 @@ def agent(
             [*prefix, sys.executable, "-c", PROGRAM, backend],
             env={
                 "PATH": os.environ["PATH"],
+                "HOME": str(fabric.directory),  # root's is another's in a namespace
                 "LATTICE_SERVER": fabric.url,
                 "LATTICE_TOKEN": fabric.workspace_token,
                 "LATTICE_TEST_SILENCE": str(silence),
@@ -109,6 +110,7 @@ def service(fabric: Fabric, prefix: Sequence[str] = (), silence: float = 1) -> I
                 [*prefix, sys.executable, "-m", "lattice_sdk", *command],
                 env={
                     "PATH": os.environ["PATH"],
+                    "HOME": str(fabric.directory),  # root's is another's in a namespace
                     "LATTICE_SERVER": fabric.url,
                     "LATTICE_TOKEN": token,
                     "LATTICE_TEST_SILENCE": str(silence),

@@ -8,7 +8,7 @@ import pytest
 
 from lattice_k8s_job.layout import USER_ID, Sidecar
 from lattice_sdk.testing.world import World
-from support.jobs import GRANTED, clients, job, peer_of, watched
+from support.jobs import GRANTED, clients, fail_and_leave_nothing, job, peer_of, watched
 from support.node import Node, wait_for
 from support.pods import Pod
 
@@ -46,12 +46,7 @@ def test_sidecar_ends_by_itself_when_all_others_have(node: Node, fabric: World) 
 
 def test_sidecar_of_a_failed_agent_does_not_fail_or_linger(node: Node, fabric: World) -> None:
     with ordinary(node, fabric, VISIT=GRANTED, STATUS="3") as pod:
-        pod.start()
-        peer = peer_of(fabric, pod)["peerId"]
-        with watched(fabric, peer) as watch:
-            assert pod.wait() == "Failed"
-            watch.expect_gone(pod.ended_at("agent"), "the agent's end")
-        assert (pod.status("agent"), pod.status("lattice-sidecar")) == (3, 0)
+        fail_and_leave_nothing(fabric, pod)
 
 
 # An agent that heeds SIGTERM and still needs the network to end well.

@@ -12,7 +12,16 @@ import pytest
 from lattice_sdk import LatticeAgent
 from lattice_sdk.testing.gate import Gate
 from lattice_sdk.testing.world import World
-from support.jobs import GONE_WITHIN, GRANTED, clients, job, peer_of, peers_of, watched
+from support.jobs import (
+    GONE_WITHIN,
+    GRANTED,
+    clients,
+    fail_and_leave_nothing,
+    job,
+    peer_of,
+    peers_of,
+    watched,
+)
 from support.node import NODE_IP, Node, wait_for
 from support.pods import InitError, Pod
 
@@ -99,12 +108,7 @@ def working(node: Node, world: World, **options: str) -> Pod:
 
 def test_failed_job_leaves_nothing(node: Node, fabric: World) -> None:
     with job(node, fabric, VISIT=GRANTED, STATUS="3") as pod:
-        pod.start()
-        peer = peer_of(fabric, pod)["peerId"]
-        with watched(fabric, peer) as watch:
-            assert pod.wait() == "Failed"
-            watch.expect_gone(pod.ended_at("agent"), "the agent's end")
-        assert (pod.status("agent"), pod.status("lattice-sidecar")) == (3, 0)
+        fail_and_leave_nothing(fabric, pod)
 
 
 def test_deleted_pod_leaves_nothing(node: Node, fabric: World) -> None:

@@ -19,7 +19,16 @@ from lattice_k8s_job.layout import Mode, Sidecar
 from lattice_sdk.testing.gate import Gate
 from lattice_sdk.testing.world import World
 from support.escaping import ESCAPES, arguments, neighbour, try_to_escape
-from support.jobs import GONE_WITHIN, GRANTED, clients, job, peer_of, peers_of, watched
+from support.jobs import (
+    GONE_WITHIN,
+    GRANTED,
+    clients,
+    fail_and_leave_nothing,
+    job,
+    peer_of,
+    peers_of,
+    watched,
+)
 from support.node import NODE_IP, Node, wait_for
 from support.pods import Pod
 
@@ -146,12 +155,7 @@ def test_killed_sidecar_comes_back_and_meanwhile_there_is_no_network(
 
 def test_failed_job_leaves_nothing(node: Node, fabric: World) -> None:
     with locked(node, fabric, VISIT=GRANTED, STATUS="3") as pod:
-        pod.start()
-        peer = peer_of(fabric, pod)["peerId"]
-        with watched(fabric, peer) as watch:
-            assert pod.wait() == "Failed"
-            watch.expect_gone(pod.ended_at("agent"), "the agent's end")
-        assert (pod.status("agent"), pod.status("lattice-sidecar")) == (3, 0)
+        fail_and_leave_nothing(fabric, pod)
 
 
 def test_deleted_pod_leaves_nothing(node: Node, fabric: World) -> None:
@@ -301,12 +305,7 @@ def test_ordinary_sidecar_locks_the_pod_as_well(node: Node, fabric: World) -> No
 def test_ordinary_sidecar_of_a_failed_agent_leaves_nothing(node: Node, fabric: World) -> None:
     options = {"sidecar": Sidecar.CONTAINER}
     with locked(node, fabric, options=options, VISIT=GRANTED, STATUS="3") as pod:
-        pod.start()
-        peer = peer_of(fabric, pod)["peerId"]
-        with watched(fabric, peer) as watch:
-            assert pod.wait() == "Failed"
-            watch.expect_gone(pod.ended_at("agent"), "the agent's end")
-        assert (pod.status("agent"), pod.status("lattice-sidecar")) == (3, 0)
+        fail_and_leave_nothing(fabric, pod)
 
 
 def test_killed_ordinary_sidecar_leaves_the_pod_without_a_network(

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from lattice_server.connections import allow_files
 from support.tenants import Api, Tenant, two_tenants
 from support.waiting import wait_for
 
@@ -226,6 +227,7 @@ def holding_back(api: Api, sources: list[str]) -> Iterator[None]:
     First a large one from each, then smaller and smaller ones, into every gap that is left.
     """
     where = urlsplit(api.fabric.url)
+    allow_files(4096)  # an ordinary user's processes begin with 1,024
     head = b"POST /api/v1/workspaces HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 
     def send(source: str, size: int) -> socket.socket:

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from lattice_sdk import LatticeAgent
+from lattice_sdk.testing.leftovers import descendants
 from lattice_sdk.testing.world import World
 from support.attempts import command, outside, told
 from support.inside import EXEC, Inside
-from support.wrapped import descendants
 
 
 def _secrets(agent: LatticeAgent, world: World) -> list[str]:

@@ -130,6 +130,15 @@ def watched(world: World, peer: str) -> Iterator[Watch]:
         watch.stop()
 
 
+def fail_and_leave_nothing(world: World, pod: Pod) -> None:
+    """Run a pod whose agent ends with 3: the pod has failed, the sidecar not, the peer is gone."""
+    pod.start()
+    with watched(world, peer_of(world, pod)["peerId"]) as watch:
+        assert pod.wait() == "Failed"
+        watch.expect_gone(pod.ended_at("agent"), "the agent's end")
+    assert (pod.status("agent"), pod.status("lattice-sidecar")) == (3, 0)
+
+
 def clients(pod: Pod) -> list[str]:
     """The addresses that the granted service saw, one for each visit that succeeded."""
     found = [told for told in pod.told() if told["url"] == GRANTED and told.get("status") == 200]

@@ -222,7 +222,7 @@ async def test_interrupt(compare: Any, model: ScriptedModel) -> None:
 
     async def story(client: ClaudeSDKClient, _: Path) -> Told:
         await client.query("Go on.")
-        assert await asyncio.to_thread(asked.acquire, timeout=30)
+        assert await asyncio.to_thread(asked.acquire, timeout=60)
         await client.interrupt()
         stopped = [shape(message) async for message in client.receive_response()]
         return [*stopped, *await answers(client, "And now?")]

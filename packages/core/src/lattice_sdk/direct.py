@@ -20,7 +20,6 @@ from lattice_sdk.errors import (
     TunnelFailed,
 )
 from lattice_sdk.sandbox.facts import facts_of
-from lattice_sdk.wgconfig import parse
 
 if TYPE_CHECKING:
     from lattice_sdk.identity import Identity
@@ -82,12 +81,13 @@ def resolve(life: Lifecycle, host: str, port: int) -> str:
     Raises:
         Refused: there is none.
         IdentityExpired: the identity is over.
+        TunnelFailed: the tunnel is being rebuilt.
     """
     identity = life.living()
     if not 0 < port < 65536:
         raise ValueError(f"{port} is not a TCP port")
     address, destination = _address(identity, host), f"{host}:{port}"
-    if address is not None and _has_way(identity, address):
+    if address is not None and _has_way(life, address):
         return address
     why = "there is no IPv6 in the tunnel"
     if address is not None:
@@ -134,12 +134,13 @@ def _address(identity: Identity, host: str) -> str | None:
     return next((to for name, to in identity.hosts.items() if name.lower() == wanted), None)
 
 
-def _has_way(identity: Identity, address: str) -> bool:
+def _has_way(life: Lifecycle, address: str) -> bool:
     """Whether the tunnel takes packets for it; if not, a socket of an interface waits in vain."""
-    if identity.wireguard_config is None:
+    config = life.living_tunnel().config
+    if config is None:
         return True
-    taken = parse(identity.wireguard_config.get_secret_value()).allowed_ips
-    return any(IPv4Address(address) in ip_network(network, strict=False) for network in taken)
+    networks = (ip_network(network, strict=False) for network in config.allowed_ips)
+    return any(IPv4Address(address) in network for network in networks)
 
 
 def _refused(identity: Identity, told: str, destination: str) -> Refused:

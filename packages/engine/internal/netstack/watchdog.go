@@ -65,6 +65,10 @@ func (s *service) look(t *Tunnel, now time.Duration, woke bool) {
 		return // it is closed, or about to be
 	}
 	t.mu.Lock()
+	if t.down { // it has ended meanwhile, and its state says how
+		t.mu.Unlock()
+		return
+	}
 	found := v.look(now, time.Now(), counters, woke)
 	age, attempts := (now - v.at).Seconds(), v.attempts
 	if found == fellQuiet {

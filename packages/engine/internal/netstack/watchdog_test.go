@@ -6,12 +6,15 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"lattice.dev/engine/internal/wg"
 )
 
 // way leads to the gateway: datagrams to its address go there and back.
@@ -215,6 +218,33 @@ func TestAfterASleepOfTheMachineTheGatewayIsLookedUpAndShakenHandsWith(t *testin
 		waitFor(t, "a handshake", func() bool { return w.lastHandshake(t).After(before) })
 	case <-time.After(20 * time.Second):
 		t.Fatal("nothing is done about it")
+	}
+}
+
+// endingDevice is one whose tunnel ends while it is looked at.
+type endingDevice struct {
+	wg.Device
+	end func()
+}
+
+func (d endingDevice) Counters() (wg.Counters, error) {
+	d.end()
+	return wg.Counters{LastHandshake: time.Now()}, nil
+}
+
+func TestATunnelThatEndsWhileItIsLookedAtStaysWhatItHasBecome(t *testing.T) {
+	s := newService("test", "", slog.Default())
+	for _, state := range []string{stateExpired, stateLost} {
+		ended := &Tunnel{state: stateSilent, vigil: &vigil{limits: s.watchdog.limits, silent: true}}
+		ended.device = endingDevice{end: func() {
+			ended.mu.Lock()
+			ended.down, ended.state = true, state
+			ended.mu.Unlock()
+		}}
+		s.look(ended, s.watchdog.boot(), false)
+		if found := ended.current(); found != state {
+			t.Errorf("a tunnel that is %s is %s", state, found)
+		}
 	}
 }
 

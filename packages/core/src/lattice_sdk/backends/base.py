@@ -111,6 +111,7 @@ class Tunnel(ABC):
         isolation: what bounds the network of programs that are started with it.
         has_sockets: whether :meth:`new_socket` works.
         rotates: whether :meth:`update` takes up another private key.
+        config: what it is made of, as the last renewal has it; ``None`` where it is not known.
     """
 
     phases: Mapping[str, float]
@@ -118,6 +119,7 @@ class Tunnel(ABC):
     isolation: Isolation = "none"
     has_sockets = False
     rotates = False
+    config: WireGuardConfig | None = None
 
     async def update(self, spec: TunnelSpec) -> None:
         """Take over a renewal, without a break in connections."""

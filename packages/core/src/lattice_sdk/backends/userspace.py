@@ -22,7 +22,6 @@ from lattice_sdk.errors import LatticeError, TunnelFailed
 from lattice_sdk.sandbox.facts import facts_of
 from lattice_sdk.sandbox.home import Home
 from lattice_sdk.sandbox.spec import PROXY, Spec
-from lattice_sdk.wgconfig import WireGuardConfig
 
 log = logging.getLogger("lattice.tunnel")
 
@@ -137,11 +136,7 @@ async def open_tunnel(
 
 
 class UserspaceTunnel(Tunnel):
-    """A tunnel in the engine.
-
-    Attributes:
-        config: what it was made of.
-    """
+    """A tunnel in the engine."""
 
     isolation: Isolation = "proxy"
     rotates = True
@@ -153,7 +148,6 @@ class UserspaceTunnel(Tunnel):
         self.phases = phases
         self._engine, self._peer_id = engine, peer_id
         self._engine_pid = engine.pid
-        self.config: WireGuardConfig | None = None
         self._lost: Callable[[], None] | None = None
         self._silent: Callable[[bool], None] | None = None
         self._asking: asyncio.Future[None] | None = None

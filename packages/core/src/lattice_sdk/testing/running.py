@@ -85,5 +85,11 @@ def arguments(pid: int) -> str:
 
 
 def environment(pid: int) -> str:
-    """The environment that a process was started with."""
-    return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    """The environment that a process was started with, as far as this user may read it.
+
+    Of a process that lets nobody of its user look into it, as a keeper of namespaces, there is
+    nothing to be read.
+    """
+    with contextlib.suppress(PermissionError):
+        return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    return ""
