@@ -35,7 +35,7 @@ test-contract: environments ## a lane of test: the contract, then AutoGen's gene
 	$(BIN)/pytest -m 'not slow and not pods' tests/contract
 	@for extra in $(AUTOGEN); do \
 		echo "AutoGen, $$extra:"; \
-		.venvs/autogen-$$extra/bin/pytest packages/autogen/tests/test_autogen_$${extra%%-*}*.py \
+		PATH="$$PWD/.venvs/autogen-$$extra/bin:$$PATH" .venvs/autogen-$$extra/bin/pytest packages/autogen/tests/test_autogen_$${extra%%-*}*.py \
 			$$(ls tests/*/test_autogen_$${extra%%-*}*.py 2>/dev/null) || exit 1; \
 	done
 

@@ -205,6 +205,49 @@ def test_interrupt_during_the_start_leaves_nothing(lattice: Exec) -> None:
     wait_for("programs to be gone", lambda: not processes_mentioning("sleep 4802"))
 
 
+# `lattice exec` that gets Ctrl-C at a moment in which Python drops what its handler raises.
+DROPPED = """
+import os, signal, sys, weakref
+from lattice_sdk.execution import main, quick, settings
+
+def drop(_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+class Thing:
+    pass
+
+def interrupted(of, name):
+    work = getattr(of, name)
+    def both(*arguments):
+        thing = Thing()
+        watched = weakref.ref(thing, drop)
+        del thing
+        return work(*arguments)
+    setattr(of, name, both)
+
+if sys.argv[1] == "quick":
+    interrupted(quick.Quick, "spec")
+else:
+    settings.ordinary = lambda options: None
+    interrupted(main, "_run_by_sdk")
+main.main(["--", "echo", "it runs"])
+"""
+
+
+@pytest.mark.parametrize("way", ["quick", "sdk"])
+def test_interrupt_that_python_drops_ends_it_all_the_same(lattice: Exec, way: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DROPPED, way],
+        env=lattice.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Exception ignored in" in done.stderr
+    assert (done.returncode, done.stdout) == (-signal.SIGINT, "")
+
+
 def test_ignored_hangup_stays_ignored(lattice: Exec) -> None:
     """As nohup has it."""
     script = "echo up; read -r line; echo $line"
@@ -223,8 +266,8 @@ def test_identity_is_renewed_while_the_program_runs(lattice: Exec) -> None:
     """The SDK takes it over in time, and gives it back in the end."""
     before = lattice.agents()
     step = f"curl -sS --max-time 9 {GRANTED} || exit 1; echo; sleep 1"
-    script = f"for i in 1 2 3 4 5 6 7; do {step}; done"
-    with lattice.start("sh", "-c", script, options=("--ttl", "5s")) as process:
+    script = f"for i in 1 2 3 4 5 6 7 8 9 10 11 12; do {step}; done"
+    with lattice.start("sh", "-c", script, options=("--ttl", "10s")) as process:
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0
     clients = {json.loads(line)["client"] for line in output.splitlines()}

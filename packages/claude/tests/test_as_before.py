@@ -211,18 +211,19 @@ async def test_can_use_tool(compare: Any, model: ScriptedModel) -> None:
 
 
 async def test_interrupt(compare: Any, model: ScriptedModel) -> None:
-    asked, go_on = threading.Semaphore(0), threading.Event()
+    # Each for itself: who is interrupted before the model has been asked never asks it.
+    asked, go_on = {name: threading.Event() for name in ("bare", "under")}, threading.Event()
 
     def turn(messages: Any) -> list[dict[str, Any]]:
         if "And now?" in str(messages):
             return [say("again")]
-        asked.release()
+        next(event for name, event in asked.items() if f"Go on, {name}" in str(messages)).set()
         go_on.wait(30)
         return [say("too late")]
 
-    async def story(client: ClaudeSDKClient, _: Path) -> Told:
-        await client.query("Go on.")
-        assert await asyncio.to_thread(asked.acquire, timeout=60)
+    async def story(client: ClaudeSDKClient, place: Path) -> Told:
+        await client.query(f"Go on, {place.name}.")
+        assert await asyncio.to_thread(asked[place.name].wait, 60)
         await client.interrupt()
         stopped = [shape(message) async for message in client.receive_response()]
         return [*stopped, *await answers(client, "And now?")]

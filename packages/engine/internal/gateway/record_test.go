@@ -100,9 +100,14 @@ func TestAFullRecordStillCountsByAgent(t *testing.T) {
 		many.paced(len(many.routes)*each, func(i int) []byte {
 			return ip4{from: many.routes[i/each], to: service.address, protocol: unix.IPPROTO_UDP}.packet(datagram(4000, uint16(1000+i%each), []byte("x")))
 		})
+		// As soon as something of theirs has no place of its own, there is none.
+		full, found := g.denialsUntil(lines, "many", 0, 600*time.Millisecond)
+		if !found {
+			t.Fatalf("%d packets do not fill the record", full.packets["many"])
+		}
 		other.paced(20, func(i int) []byte { return tcp4(other.address, service.address, 4000, uint16(2000+i), flagSYN) })
 		d, found := g.denialsUntil(lines, "agent", 0, 600*time.Millisecond)
-		t.Logf("%d of %d packets on record with their flow", d.packets["many"]-d.rest["many"], d.packets["many"])
+		t.Logf("%d of %d packets on record with their flow", full.packets["many"]-full.rest["many"], full.packets["many"])
 		if !found || d.packets["agent"] != 20 {
 			t.Errorf("%d packets of another agent are on record, and it sent 20", d.packets["agent"])
 		}

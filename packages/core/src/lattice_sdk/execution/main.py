@@ -27,6 +27,8 @@ def main(words: list[str]) -> None:
     Args:
         words: what follows ``lattice exec``.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         execute(parse(words))
     except HelpWanted:
@@ -34,6 +36,26 @@ def main(words: list[str]) -> None:
     except UsageError as error:
         tell(f"{error}\n  what to do: lattice exec --help")
         os._exit(NOT_SANDBOXED)
+
+
+_interrupts: list[int] = []
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """As Python's own handler, and remember it."""
+    _interrupts.append(number)
+    del frame
+    raise KeyboardInterrupt
+
+
+def _heed_interrupt() -> None:
+    """Interrupt where that was lost: Python drops what is raised in callbacks, as of its imports.
+
+    Raises:
+        KeyboardInterrupt: there was one.
+    """
+    if _interrupts:
+        raise KeyboardInterrupt
 
 
 def execute(options: Options) -> None:
@@ -87,6 +109,7 @@ def _run(options: Options) -> int:
 def _attend(options: Options, quick: Quick, spec: bytes) -> int:
     keeping = None
     try:
+        _heed_interrupt()
         quick.child.go(spec)
         # Signals are blocked from here on, and so they are in threads.
         keeping = _Keeping(options, quick.found)
@@ -146,6 +169,7 @@ def _run_by_sdk(options: Options, found: Found | None) -> int:
     from lattice_sdk.execution.takeover import make_agent
 
     talk()
+    _heed_interrupt()
     try:
         agent = make_agent(options, found)
         came = _await(agent.open)
