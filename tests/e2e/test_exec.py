@@ -275,6 +275,22 @@ def test_identity_is_renewed_while_the_program_runs(lattice: Exec) -> None:
     assert lattice.agents() <= before
 
 
+def test_renewals_do_not_stand_back_for_other_programs(lattice: Exec) -> None:
+    """On a busy machine what runs at a lower priority comes too late, and the identity ends."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    with lattice.start(
+        "sh", "-c", "echo up; read -r _", options=("--ttl", "10s"), stdin=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        tasks = Path(f"/proc/{process.pid}/task")
+        # The SDK's own loop is the third, beside the first and the one that loads it.
+        wait_for("the SDK to take over", lambda: len(list(tasks.iterdir())) > 2)
+        levels = {os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in tasks.iterdir()}
+        process.communicate("", timeout=20)
+    assert levels == {own}
+
+
 def test_program_without_renewals_loses_its_network_and_is_told(lattice: Exec) -> None:
     script = f"echo up; read -r _; curl -sS --max-time 9 -o /dev/null {GRANTED}; echo $?"
     with (

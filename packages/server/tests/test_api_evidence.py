@@ -210,8 +210,8 @@ def test_stream_ends_with_its_token(
     wait("the beginning", lambda: follower.lines)
     plane.manage("DELETE", f"/api/v1/tokens/{made['id']}")
     assert follower.over.wait(10)
-    plane.workspace("ws")
-    assert "ws" not in "".join(follower.lines)
+    plane.workspace("made-too-late")
+    assert "made-too-late" not in "".join(follower.lines)
 
 
 def test_quiet_stream_says_that_it_is_there(plane: Any, wait: Any, monkeypatch: Any) -> None:

@@ -138,8 +138,6 @@ class _Keeping:
         with self._taking:
             if self._ending.is_set():
                 return
-            # Loading it must not be in the program's way.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
             try:
                 from lattice_sdk.execution.takeover import make_agent
 
