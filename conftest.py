@@ -10,10 +10,12 @@ import pytest
 
 from lattice_autogen._compat import GENERATIONS
 
-# A shell starts background jobs with SIGINT ignored, which children inherit and Python then leaves
-# so. What is tested here is what happens when nobody has done that.
+# A shell starts background jobs with SIGINT ignored, and nohup anything with SIGHUP, which children
+# inherit and Python then leaves so. What is tested here is what happens when nobody has done that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 pytest_plugins = ["lattice_sdk.testing.plugin"]
 

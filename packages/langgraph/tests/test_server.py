@@ -53,7 +53,7 @@ async def who(request):
     return JSONResponse({n: [a.peer_id, a.overlay_ip, a.engine_pid] for n, a in agents.items()})
 
 
-identities = server_lifespan({"research": {"policy_preset": "sandboxed"}, "write": {"ttl": "3s"}})
+identities = server_lifespan({"research": {"policy_preset": "sandboxed"}, "write": {"ttl": "6s"}})
 
 
 @asynccontextmanager
