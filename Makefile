@@ -4,6 +4,15 @@ BIN := .venv/bin
 # Extras of packages/autogen, no two of which can be installed together: GENERATION[-VARIANT].
 AUTOGEN := classic classic-pyautogen agentchat ag2
 STATICCHECK := v0.8.2
+# Those that have the same code as their generation, another package: part of test-slow.
+VARIANTS := classic-pyautogen
+define test-autogen
+for extra in $(1); do \
+	echo "AutoGen, $$extra:"; \
+	PATH="$$PWD/.venvs/autogen-$$extra/bin:$$PATH" .venvs/autogen-$$extra/bin/pytest packages/autogen/tests/test_autogen_$${extra%%-*}*.py \
+		$$(ls tests/*/test_autogen_$${extra%%-*}*.py 2>/dev/null) || exit 1; \
+done
+endef
 # The race detector needs a C compiler; without one the tests run all the same.
 GO_RACE := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
 
@@ -33,11 +42,7 @@ test-engine: setup ## a lane of test: the engine, with the race detector where t
 
 test-contract: environments ## a lane of test: the contract, then AutoGen's generations, each in its environment
 	$(BIN)/pytest -m 'not slow and not pods' tests/contract
-	@for extra in $(AUTOGEN); do \
-		echo "AutoGen, $$extra:"; \
-		PATH="$$PWD/.venvs/autogen-$$extra/bin:$$PATH" .venvs/autogen-$$extra/bin/pytest packages/autogen/tests/test_autogen_$${extra%%-*}*.py \
-			$$(ls tests/*/test_autogen_$${extra%%-*}*.py 2>/dev/null) || exit 1; \
-	done
+	@$(call test-autogen,$(filter-out $(VARIANTS),$(AUTOGEN)))
 
 test-whole: environments ## a lane of test: everything together, and what the documentation says
 	$(BIN)/pytest -m 'not slow and not pods' --ignore=tests/contract --ignore=tests/security tests
@@ -50,6 +55,7 @@ test-packages: setup ## a lane of test: each package
 
 test-slow: environments ## the tests that take long: the policy's truth table and its mutants, wheels, benchmarks, crowds
 	$(BIN)/pytest -m 'slow and not pods' tests packages
+	@$(call test-autogen,$(VARIANTS))
 
 test-pods: setup ## whole pods under podman; needs what tests/k8s names, and root
 	$(BIN)/pytest -m pods tests
