@@ -29,6 +29,7 @@ from lattice_sdk.errors import (
     UnexpectedAnswer,
 )
 from support.answering import answering, send
+from support.ports import free_port
 from support.waiting import children, wait_for
 
 TOKEN = "lt-a-secret-that-nobody-prints"
@@ -54,13 +55,8 @@ def failure(server: str, **settings: Any) -> LatticeError:
     return error
 
 
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 def test_unreachable_server_is_named_with_what_to_do() -> None:
-    url = f"http://127.0.0.1:{closed_port()}"
+    url = f"http://127.0.0.1:{free_port()}"
     error = failure(url)
     assert isinstance(error, ServerUnreachable)
     assert url in str(error)
@@ -72,7 +68,7 @@ def test_no_token_says_where_one_is_looked_for(
     for name in ("LATTICE_TOKEN", "LATTICE_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LATTICE_CONFIG", str(tmp_path / "none.toml"))
-    error = failure(f"http://127.0.0.1:{closed_port()}", token=None)
+    error = failure(f"http://127.0.0.1:{free_port()}", token=None)
     assert isinstance(error, ConfigurationError)
     assert error.code == "missing_token"
     assert "LATTICE_TOKEN" in str(error)

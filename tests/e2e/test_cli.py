@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import yaml
 from conftest import World
 from lattice_sdk import Refused
 from lattice_sdk.testing.tools import ToolService
+from support.ports import free_port
 from support.waiting import wait_for
 
 LATTICE = [sys.executable, "-m", "lattice_sdk"]
@@ -305,15 +305,10 @@ def test_plugins_and_versions_are_listed(member: Shell) -> None:
     assert "lattice-sdk" in member.run("version").stdout
 
 
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 @pytest.mark.parametrize(
     ("words", "environment", "status"),
     [
-        (("peers", "list"), {"LATTICE_SERVER": f"http://127.0.0.1:{closed_port()}"}, 8),
+        (("peers", "list"), {"LATTICE_SERVER": f"http://127.0.0.1:{free_port()}"}, 8),
         (("peers", "list"), {"LATTICE_TOKEN": "lt-somebody-elses"}, 4),
         (("peers", "list"), {"LATTICE_SERVER": ""}, 3),
         (("tokens", "list"), {}, 5),

@@ -21,6 +21,7 @@ import pytest
 from lattice_sdk.testing.tools import ToolService
 from lattice_server.fabric import Fabric
 from support.moving import OWN_HOSTS, DatagramRelay, write_hosts
+from support.ports import free_port
 from support.waiting import wait_for
 
 PROGRAM = textwrap.dedent(
@@ -188,9 +189,7 @@ def behind_a_name(tmp_path: Path) -> Iterator[tuple[Fabric, Path, int]]:
     """A fabric, the hosts file of who has its name, and the port of the relay to come."""
     hosts = tmp_path / "hosts"
     write_hosts(hosts, gateway="127.0.0.1")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = free_port()
     with Named(tmp_path / "f", port) as fabric:
         yield fabric, hosts, port
 

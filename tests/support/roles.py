@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,14 +12,10 @@ from typing import Any
 
 import httpx
 
+from support.ports import free_port
 from support.waiting import wait_for
 
 PASSWORD = "b0a9a1f0-5c6e-4f4e-9d0e-3f6a3c0d7b11"  # what the pod's uid looks like
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class PodProcesses:

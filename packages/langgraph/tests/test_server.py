@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from lattice_langgraph import server_agent, server_graph, server_lifespan
 from lattice_sdk import IdentityClosed
 from lattice_sdk.testing import World
+from support.ports import free_port
 from support.waiting import process_alive, wait_for
 
 START_TIMEOUT = 60.0  # seconds; 3 on an idle machine
@@ -77,8 +77,7 @@ class Server:
     def __init__(self, world: World, project: Path, *options: str, token: str | None = None):
         (project / "agent.py").write_text(AGENT)
         (project / "langgraph.json").write_text(json.dumps(CONFIG))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         self.project, self.world = project, world
         self.log = (project.parent / "log").open("w+")
         self.temporary = project.parent / "tmp"

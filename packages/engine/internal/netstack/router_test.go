@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -9,20 +10,39 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
 
 const routed = "10.96.200.7"
 
+// listenBoth listens for TCP and UDP on one loopback port: what is free for one may be taken for the other.
+func listenBoth(t *testing.T) (net.Listener, net.PacketConn) {
+	t.Helper()
+	for range 50 {
+		stream, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		datagrams, err := net.ListenPacket("udp", stream.Addr().String())
+		if err == nil {
+			t.Cleanup(func() { stream.Close(); datagrams.Close() })
+			return stream, datagrams
+		}
+		stream.Close()
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatal(err)
+		}
+	}
+	t.Fatal("no port is free for both, in fifty tries")
+	return nil, nil
+}
+
 // echo serves TCP and UDP on one loopback port and sends back what it gets.
 func echo(t *testing.T) int {
 	t.Helper()
-	stream, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { stream.Close() })
+	stream, datagrams := listenBoth(t)
 	go func() {
 		for {
 			accepted, err := stream.Accept()
@@ -32,12 +52,6 @@ func echo(t *testing.T) int {
 			go func() { defer accepted.Close(); _, _ = io.Copy(accepted, accepted) }()
 		}
 	}()
-	port := stream.Addr().(*net.TCPAddr).Port
-	datagrams, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", port))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { datagrams.Close() })
 	go func() {
 		packet := make([]byte, 2048)
 		for {
@@ -48,7 +62,7 @@ func echo(t *testing.T) int {
 			_, _ = datagrams.WriteTo(packet[:size], from)
 		}
 	}()
-	return port
+	return stream.Addr().(*net.TCPAddr).Port
 }
 
 type nameRoute struct {

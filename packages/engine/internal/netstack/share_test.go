@@ -284,11 +284,10 @@ func TestConnectionsOfAnAgentThatHasGoneEndAtTheTarget(t *testing.T) {
 		}
 	}
 	// While it lives it may be silent for longer than that.
-	time.Sleep(2 * time.Second)
 	select {
 	case which := <-ended:
 		t.Fatalf("the connection of an agent that lives has ended (%s)", which)
-	default:
+	case <-time.After(2 * time.Second):
 	}
 	w.net.end()
 	got := []string{}
