@@ -3,9 +3,9 @@ SHELL := /bin/sh
 BIN := .venv/bin
 # Extras of packages/autogen, no two of which can be installed together: GENERATION[-VARIANT].
 AUTOGEN := classic classic-pyautogen agentchat ag2
-STATICCHECK := v0.8.2
-# Those that have the same code as their generation, another package: part of test-slow.
+# Of these, another package with their generation's code: test-slow has them.
 VARIANTS := classic-pyautogen
+STATICCHECK := v0.8.2
 define test-autogen
 for extra in $(1); do \
 	echo "AutoGen, $$extra:"; \
@@ -53,7 +53,7 @@ test-attacks: environments ## a lane of test: attacks
 test-packages: setup ## a lane of test: each package
 	$(BIN)/pytest -m 'not slow' packages
 
-test-slow: environments ## the tests that take long: the policy's truth table and its mutants, wheels, benchmarks, crowds
+test-slow: environments ## the tests that take long: the policy's truth table and its mutants, wheels, benchmarks, crowds, pyautogen
 	$(BIN)/pytest -m 'slow and not pods' tests packages
 	@$(call test-autogen,$(VARIANTS))
 

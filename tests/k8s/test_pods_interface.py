@@ -228,7 +228,7 @@ def ended_for(pod: Pod, peer: str) -> dict[str, str]:
     def over() -> dict[str, str] | None:
         answer = pod.probe("/readyz")
         told = answer.json() if answer is not None and answer.status_code == 503 else {}
-        if told.get("state") not in ("expired", "revoked"):
+        if told.get("state") != "expired":
             return None
         said = f"the identity is over ({told['detail']})"
         return told if said in pod.logs("lattice-sidecar") else None

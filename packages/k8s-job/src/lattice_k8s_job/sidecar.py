@@ -94,8 +94,7 @@ class Keeper:
         state = str(self.agent.state) if self.agent else "enrolling"
         if state in ("active", "renewing") and await self.network.reachable():
             return HTTPStatus.OK, {"ready": True, "state": state}
-        over = state in ("expired", "revoked")  # the reason is told a moment later
-        detail = self.ended or ("the identity is over" if over else "the tunnel is not up")
+        detail = self.ended or "the tunnel is not up"
         return HTTPStatus.SERVICE_UNAVAILABLE, {"ready": False, "state": state, "detail": detail}
 
     async def _take_up(self) -> bool:
