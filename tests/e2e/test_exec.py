@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -108,6 +109,18 @@ def test_program_has_the_agents_network_and_no_other(lattice: Exec) -> None:
     assert done.returncode == 7
     assert "Couldn't connect" in done.stderr
     lattice.assert_nothing_left()
+
+
+@pytest.mark.parametrize("more", [-11, -2, -1, 0, 1])
+def test_directory_for_temporary_files_may_have_a_long_name(lattice: Exec, more: int) -> None:
+    """As long as the path of a socket may just be, and a little more or less: see unix(7)."""
+    socket = f"/lattice-{os.getuid()}/engine-0123456789/control.sock"
+    with tempfile.TemporaryDirectory(prefix="lx-") as short:
+        room = 107 - len(socket) - len(f"{short}/") + more
+        temporary = Path(short, "t" * room)
+        temporary.mkdir()
+        done = lattice.run("echo", "it runs", environment={"TMPDIR": str(temporary)})
+    assert (done.stdout, done.stderr) == ("it runs\n", "")
 
 
 def test_output_is_the_programs_alone(lattice: Exec) -> None:

@@ -54,9 +54,12 @@ func New(mode, runtimeDir, version string) (*Server, error) {
 // longestSocketPath is what sockaddr_un of Linux takes beside the closing zero byte (unix(7)).
 const longestSocketPath = 107
 
+// longestSocketName is of all sockets that an engine makes in its directory: one for each network, and control.sock.
+const longestSocketName = "sockets-0123456789.sock"
+
 // shortTempDir is the directory for temporary files, or /tmp where a socket in that would have too long a path.
 func shortTempDir() string {
-	if len(filepath.Join(sharedDir(os.TempDir()), "engine-0123456789", "control.sock")) > longestSocketPath {
+	if len(filepath.Join(sharedDir(os.TempDir()), "engine-0123456789", longestSocketName)) > longestSocketPath {
 		return "/tmp"
 	}
 	return ""
