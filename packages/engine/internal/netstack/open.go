@@ -112,6 +112,7 @@ func (s *service) openNetwork(read *settings) (network, networkView, error) {
 	if err != nil {
 		return nil, networkView{}, fmt.Errorf("cannot make the network stack: %w", err)
 	}
+	overlay.alive = s.alive
 	return overlay, networkView{Kind: kindNetstack, Device: kindNetstack}, nil
 }
 

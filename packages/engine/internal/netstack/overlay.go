@@ -51,6 +51,7 @@ type overlay struct {
 	link   *channel.Endpoint
 	stack  *stack.Stack
 	mtu    int
+	alive  liveness // of what it accepts
 	events chan tun.Event
 	ended  context.Context
 	end    context.CancelFunc
@@ -69,7 +70,7 @@ func newOverlay(addresses []netip.Addr, mtu int, router bool) (*overlay, error) 
 			// To a stack that takes every address for its own, each packet that arrives seems to be sent by itself.
 			HandleLocal: !router,
 		}),
-		mtu: mtu, events: make(chan tun.Event, 1), ended: ended, end: end,
+		mtu: mtu, alive: usualLiveness, events: make(chan tun.Event, 1), ended: ended, end: end,
 	}
 	o.link.SupportedGSOKind = stack.HostGSOSupported              // what it hands over too large is cut in Read
 	o.link.LinkEPCapabilities = stack.CapabilityRXChecksumOffload // Write looks at them
@@ -147,7 +148,7 @@ func (o *overlay) listenTCP(at netip.AddrPort) (net.Listener, error) {
 			problem = endpoint.Listen(listenBacklog)
 		}
 		if problem == nil {
-			return &listener{gonet.NewTCPListener(o.stack, queue, endpoint), endpoint, queue}, nil
+			return &listener{gonet.NewTCPListener(o.stack, queue, endpoint), endpoint, queue, o.alive}, nil
 		}
 		endpoint.Close()
 	}
@@ -159,6 +160,7 @@ type listener struct {
 	*gonet.TCPListener
 	endpoint tcpip.Endpoint
 	queue    *waiter.Queue
+	alive    liveness
 }
 
 // accepted is a connection that can be reset.
@@ -180,7 +182,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		if problem != nil {
 			return nil, &net.OpError{Op: "accept", Net: "tcp", Addr: l.Addr(), Err: errors.New(problem.String())}
 		}
-		watch(endpoint)
+		l.alive.watch(endpoint)
 		return &accepted{gonet.NewTCPConn(queue, endpoint), endpoint}, nil
 	}
 }
@@ -192,10 +194,9 @@ type liveness struct {
 	unanswered     time.Duration
 }
 
-// alive is changed by tests alone.
-var alive = liveness{idle: 30 * time.Second, interval: 10 * time.Second, count: 3, unanswered: time.Minute}
+var usualLiveness = liveness{idle: 30 * time.Second, interval: 10 * time.Second, count: 3, unanswered: time.Minute}
 
-func watch(endpoint tcpip.Endpoint) {
+func (alive liveness) watch(endpoint tcpip.Endpoint) {
 	idle, interval := tcpip.KeepaliveIdleOption(alive.idle), tcpip.KeepaliveIntervalOption(alive.interval)
 	limit := tcpip.TCPUserTimeoutOption(alive.unanswered)
 	_ = endpoint.SetSockOpt(&idle)

@@ -92,6 +92,7 @@ type RefusedFlow struct {
 // accepted once its target is reached, so that an agent is not told of a success that is none.
 type router struct {
 	tunnel    *Tunnel
+	alive     liveness
 	streams   *shares // from a connection's first packet on
 	datagrams *shares
 
@@ -195,7 +196,7 @@ func (t *Tunnel) refusedFlows() []RefusedFlow {
 // newRouter makes the stack hand over flows for addresses that are not its own. Before the first packet: gVisor reads
 // its handlers without a lock.
 func newRouter(t *Tunnel, o *overlay) (*router, error) {
-	r := &router{tunnel: t, streams: newShares(streamsMaximum), datagrams: newShares(sessionsMaximum), open: map[io.Closer]destination{}, refusals: map[RefusedFlow]int{}}
+	r := &router{tunnel: t, alive: o.alive, streams: newShares(streamsMaximum), datagrams: newShares(sessionsMaximum), open: map[io.Closer]destination{}, refusals: map[RefusedFlow]int{}}
 	if problem := o.stack.SetPromiscuousMode(nicID, true); problem != nil {
 		return nil, fmt.Errorf("the network stack takes no foreign addresses: %s", problem)
 	}
@@ -247,10 +248,10 @@ func (r *router) dial(id stack.TransportEndpointID, at destination) (net.Conn, e
 	var connection net.Conn
 	var err error
 	if name != "" {
-		connection, err = dialName(ctx, at.protocol, name, at.at.Port(), private)
+		connection, err = r.tunnel.outside.dialName(ctx, at.protocol, name, at.at.Port(), private)
 	} else {
 		name = to.to.String()
-		connection, err = (&net.Dialer{}).DialContext(ctx, at.protocol, at.at.String())
+		connection, err = r.tunnel.outside.dialer.DialContext(ctx, at.protocol, at.at.String())
 	}
 	if err == nil {
 		return connection, nil
@@ -300,7 +301,7 @@ func (r *router) takeTCP(request *tcp.ForwarderRequest) {
 		_ = target.Close()
 		return
 	}
-	watch(endpoint)
+	r.alive.watch(endpoint)
 	client := gonet.NewTCPConn(queue, endpoint)
 	r.carry(at, client, target, func() { relay(client, target) })
 }

@@ -313,7 +313,7 @@ func TestAddressesThatNoNameMayLeadTo(t *testing.T) {
 }
 
 func TestOneForbiddenAddressForbidsTheName(t *testing.T) {
-	_, err := dialName(t.Context(), "tcp", "localhost", 80, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")})
+	_, err := newOutside().dialName(t.Context(), "tcp", "localhost", 80, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")})
 	if err == nil || !strings.Contains(err.Error(), "loopback") {
 		t.Error(err)
 	}

@@ -41,6 +41,8 @@ type service struct {
 	watching sync.Once
 	ending   chan struct{} // closed when the engine ends
 	events   *events
+	outside  *outside
+	alive    liveness // of connections that agents open to a tunnel of the kind netstack
 
 	networks atomic.Int64 // how many there have been that hand out sockets
 	keeping  sync.Mutex
@@ -49,7 +51,7 @@ type service struct {
 
 func newService(version, runtimeDir string, log *slog.Logger) *service {
 	return &service{version: version, runtimeDir: runtimeDir, log: log, started: time.Now(),
-		watchdog: newWatchdog(rejectAfter), ending: make(chan struct{}), events: &events{},
+		watchdog: newWatchdog(rejectAfter), ending: make(chan struct{}), events: &events{}, outside: newOutside(), alive: usualLiveness,
 		tunnels: map[string]*Tunnel{}, pending: map[string]*Revoke{}}
 }
 

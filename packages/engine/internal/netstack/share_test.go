@@ -184,15 +184,11 @@ func TestOneAgentLeavesOthersRoomAtAConnector(t *testing.T) {
 
 // Connections that wait for a target that does not answer are not everybody's end.
 func TestATargetThatDoesNotAnswerTakesNobodysRoom(t *testing.T) {
-	before := dialer
-	t.Cleanup(func() { dialer = before })
 	quiet(t)
 	hang := make(chan struct{})
 	w := newWorld(t)
-	w.spec["router"] = true
-	w.put(t)
 	port, hole := echo(t), echo(t)
-	dialer.ControlContext = func(ctx context.Context, _, address string, _ syscall.RawConn) error {
+	w.service.outside.dialer.ControlContext = func(ctx context.Context, _, address string, _ syscall.RawConn) error {
 		if strings.HasSuffix(address, fmt.Sprintf(":%d", hole)) {
 			select {
 			case <-hang:
@@ -202,6 +198,8 @@ func TestATargetThatDoesNotAnswerTakesNobodysRoom(t *testing.T) {
 		}
 		return nil
 	}
+	w.spec["router"] = true
+	w.put(t)
 	w.route(t, loopback, nameRoute{routed, "api.localhost", port}, nameRoute{"10.96.200.8", "hole.localhost", hole})
 	other := w.second(t)
 	var waiting sync.WaitGroup
@@ -242,10 +240,8 @@ func TestATargetThatDoesNotAnswerTakesNobodysRoom(t *testing.T) {
 
 // A revoked agent says nothing any more, not even that its connections end.
 func TestConnectionsOfAnAgentThatHasGoneEndAtTheTarget(t *testing.T) {
-	before := alive
-	t.Cleanup(func() { alive = before })
-	alive = liveness{idle: 300 * time.Millisecond, interval: 100 * time.Millisecond, count: 3, unanswered: time.Second}
 	w := newWorld(t)
+	w.service.alive = liveness{idle: 300 * time.Millisecond, interval: 100 * time.Millisecond, count: 3, unanswered: time.Second}
 	w.put(t)
 	ended := make(chan string, 2)
 	for n, serve := range []func(net.Conn){

@@ -9,11 +9,13 @@ import (
 	"time"
 )
 
-// resolver and dialer are changed by tests alone.
-var (
-	resolver = net.DefaultResolver
+// outside is the host's network, which a connector's names are looked up in and dialled in.
+type outside struct {
+	resolver *net.Resolver
 	dialer   net.Dialer
-)
+}
+
+func newOutside() *outside { return &outside{resolver: net.DefaultResolver} }
 
 // resolveTimeout bounds the look-up of one name.
 const resolveTimeout = 5 * time.Second
@@ -101,8 +103,8 @@ func (f *forbidden) Error() string {
 
 // dialName resolves a name, checks every address it has, and dials one of those that were checked: what the name
 // means a moment later (DNS rebinding) makes no difference.
-func dialName(ctx context.Context, network, name string, port uint16, permitted []netip.Prefix) (net.Conn, error) {
-	addresses, err := lookUp(ctx, name)
+func (o *outside) dialName(ctx context.Context, network, name string, port uint16, permitted []netip.Prefix) (net.Conn, error) {
+	addresses, err := o.lookUp(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -112,18 +114,18 @@ func dialName(ctx context.Context, network, name string, port uint16, permitted 
 			return nil, &forbidden{reason, addresses}
 		}
 	}
-	return dialFirst(ctx, network, addresses, port)
+	return o.dialFirst(ctx, network, addresses, port)
 }
 
 // lookUp asks the host's resolver. localhost and what is below it is loopback without asking anybody (RFC 6761).
-func lookUp(ctx context.Context, name string) ([]netip.Addr, error) {
+func (o *outside) lookUp(ctx context.Context, name string) ([]netip.Addr, error) {
 	if name == "localhost" || strings.HasSuffix(name, ".localhost") {
 		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
 	// The dot at the end keeps the host's search list out: exactly this name.
-	found, err := resolver.LookupNetIP(ctx, "ip", name+".")
+	found, err := o.resolver.LookupNetIP(ctx, "ip", name+".")
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +153,7 @@ func ownAddresses() []netip.Prefix {
 }
 
 // dialFirst tries the addresses in turn, each for a fair part of the time that is left.
-func dialFirst(ctx context.Context, network string, addresses []netip.Addr, port uint16) (net.Conn, error) {
+func (o *outside) dialFirst(ctx context.Context, network string, addresses []netip.Addr, port uint16) (net.Conn, error) {
 	var last error
 	for i, address := range addresses {
 		part := ctx
@@ -160,7 +162,7 @@ func dialFirst(ctx context.Context, network string, addresses []netip.Addr, port
 			left := time.Until(deadline)
 			part, cancel = context.WithTimeout(ctx, max(left/time.Duration(len(addresses)-i), min(left, 2*time.Second)))
 		}
-		connection, err := dialer.DialContext(part, network, netip.AddrPortFrom(address, port).String())
+		connection, err := o.dialer.DialContext(part, network, netip.AddrPortFrom(address, port).String())
 		cancel()
 		if err == nil {
 			return connection, nil

@@ -13,15 +13,15 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// nameServer answers each question for an IPv4 address with the next of these lists, and the last one from then on.
-func nameServer(t *testing.T, lists ...[]string) (asked func() int) {
+// nameServer is the resolver of a server that answers each question for an IPv4 address with the next of these lists,
+// and the last one from then on.
+func nameServer(t *testing.T, lists ...[]string) (resolver *net.Resolver, asked func() int) {
 	t.Helper()
 	socket, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := resolver
-	t.Cleanup(func() { resolver = before; socket.Close() })
+	t.Cleanup(func() { socket.Close() })
 	resolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "udp", socket.LocalAddr().String())
 	}}
@@ -54,26 +54,25 @@ func nameServer(t *testing.T, lists ...[]string) (asked func() int) {
 			_, _ = socket.WriteTo(answer, from)
 		}
 	}()
-	return func() int { mu.Lock(); defer mu.Unlock(); return questions }
+	return resolver, func() int { mu.Lock(); defer mu.Unlock(); return questions }
 }
 
-// dialled records what is dialled, and lets none of it out.
-func dialled(t *testing.T) *[]string {
+// recorded is a network with these answers, that records what is dialled and lets none of it out.
+func recorded(t *testing.T, answers ...[]string) (o *outside, asked func() int, dialled *[]string) {
 	t.Helper()
-	before := dialer
-	t.Cleanup(func() { dialer = before })
-	list := &[]string{}
-	dialer = net.Dialer{ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
-		*list = append(*list, address)
+	o, dialled = newOutside(), &[]string{}
+	o.resolver, asked = nameServer(t, answers...)
+	o.dialer.ControlContext = func(_ context.Context, _, address string, _ syscall.RawConn) error {
+		*dialled = append(*dialled, address)
 		return net.ErrClosed
-	}}
-	return list
+	}
+	return o, asked, dialled
 }
 
 func TestANameWithOneForbiddenAddressAmongItsOwnIsNotDialled(t *testing.T) {
 	for _, answers := range [][]string{{"8.8.8.8", "10.0.0.1"}, {"10.0.0.1", "8.8.8.8"}, {"8.8.8.8", "169.254.169.254"}, {"8.8.8.8", "8.8.4.4", "127.0.0.1"}} {
-		asked, list := nameServer(t, answers), dialled(t)
-		_, err := dialName(t.Context(), "tcp", "mixed.example", 443, nil)
+		o, asked, list := recorded(t, answers)
+		_, err := o.dialName(t.Context(), "tcp", "mixed.example", 443, nil)
 		if err == nil || !strings.Contains(err.Error(), "the name resolves to") {
 			t.Errorf("%v: %v", answers, err)
 		}
@@ -85,14 +84,14 @@ func TestANameWithOneForbiddenAddressAmongItsOwnIsNotDialled(t *testing.T) {
 
 // DNS rebinding: the answer is public when it is checked, and private a moment later.
 func TestTheAddressThatWasCheckedIsDialled(t *testing.T) {
-	asked, list := nameServer(t, []string{"8.8.8.8"}, []string{"10.0.0.1"}), dialled(t)
-	if _, err := dialName(t.Context(), "tcp", "rebinding.example", 443, nil); err == nil {
+	o, asked, list := recorded(t, []string{"8.8.8.8"}, []string{"10.0.0.1"})
+	if _, err := o.dialName(t.Context(), "tcp", "rebinding.example", 443, nil); err == nil {
 		t.Error("a packet got out")
 	}
 	if asked() != 1 || !slices.Equal(*list, []string{"8.8.8.8:443"}) {
 		t.Errorf("asked %d times, dialled %v", asked(), *list)
 	}
-	if _, err := dialName(t.Context(), "tcp", "rebinding.example", 443, nil); err == nil || !strings.Contains(err.Error(), "private") {
+	if _, err := o.dialName(t.Context(), "tcp", "rebinding.example", 443, nil); err == nil || !strings.Contains(err.Error(), "private") {
 		t.Errorf("the next connection: %v", err)
 	}
 	if len(*list) != 1 {

@@ -59,6 +59,7 @@ type Tunnel struct {
 	recovered int    // how often it was silent and came back
 	mending   sync.Mutex
 	events    *events
+	outside   *outside
 }
 
 // States of a tunnel.
@@ -86,7 +87,7 @@ func (s *service) openTunnel(id string, spec *Spec) (*Tunnel, error) {
 	}
 	t := &Tunnel{
 		ID: id, spec: read, net: reached, view: view, hosts: read.hosts, policy: spec.Policy, revoke: spec.Revoke, names: spec.Names,
-		peer: read.peer, endpoint: spec.Peer.Endpoint, events: s.events, key: read.privateKey, state: stateUp, closed: make(chan struct{}), open: map[io.Closer]struct{}{}, forwards: map[string]*forward{},
+		peer: read.peer, endpoint: spec.Peer.Endpoint, events: s.events, outside: s.outside, key: read.privateKey, state: stateUp, closed: make(chan struct{}), open: map[io.Closer]struct{}{}, forwards: map[string]*forward{},
 	}
 	t.ctx, t.end = context.WithCancel(context.Background())
 	if stack, ok := reached.(*overlay); ok && spec.Router {
