@@ -38,7 +38,7 @@ test: environments ## the tests, but those of test-slow and test-pods; each lane
 		test-engine test-contract test-whole test-attacks test-packages
 
 test-engine: setup ## a lane of test: the engine, with the race detector where there is a C compiler
-	cd packages/engine && $$(../../scripts/bootstrap.sh go) test -timeout 30m $(GO_RACE) ./...
+	cd packages/engine && $$(../../scripts/bootstrap.sh go) test -timeout 60m $(GO_RACE) ./...
 
 test-contract: environments ## a lane of test: the contract, then AutoGen's generations, each in its environment
 	$(BIN)/pytest -m 'not slow and not pods' tests/contract

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Generator
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +19,15 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 pytest_plugins = ["lattice_sdk.testing.plugin"]
+
+# How long an example takes on a busy machine says nothing. AutoGen's environments do without it.
+with suppress(ImportError):
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "lattice", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("lattice")
 
 # Each generation of AutoGen has an environment of its own, in which `make test` runs its tests.
 collect_ignore_glob = [

@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks import rawgo
 from benchmarks.rawgo import key_pair
 from lattice_engine import EngineProcess, namespace_socket
+from lattice_server.ports import free_port
 
 SECRET = "YWdlbnQ6c2VjcmV0"  # agent:secret, of each userspace proxy
 GRANTS_EACH = 100  # of a peer that is there for its grants alone
@@ -249,13 +250,6 @@ def direct(program: Path, network: str) -> Iterator[tuple[tuple[str, ...], str, 
                 yield within, f"{network}.0.2", (here, other)
         finally:
             beside.terminate()
-
-
-def free_port() -> int:
-    """A UDP port that nobody has just now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def _wait_for_namespace(pid: int) -> None:

@@ -18,7 +18,8 @@ from lattice_sdk.testing.world import start_world
 from lattice_server.fabric import Fabric
 from support.node import NODE_IP, Node, left
 
-SHORT_LIVES = {"gateway_wait": 10, "delete_wait": 5}
+# Time also for the gateway of a busy machine, so that what was answered is so.
+PATIENT = {"gateway_wait": 15, "delete_wait": 15}
 
 
 @dataclass
@@ -53,6 +54,7 @@ def make_world(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 
     @contextmanager
     def make(directory: Path | None = None, **options: Any) -> Iterator[World]:
+        options["server_options"] = {**PATIENT, **(options.get("server_options") or {})}
         with ExitStack() as stack:
             fabric = stack.enter_context(
                 Fabric(directory or tmp_path_factory.mktemp("fabric"), **options)

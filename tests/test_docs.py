@@ -67,7 +67,7 @@ def test_python_of_the_docs_runs(
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -88,7 +88,7 @@ def test_session_of_the_api_page_runs(world: World, tmp_path: Path) -> None:
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-600:]}\n{done.stderr}"

@@ -48,7 +48,7 @@ def test_python_of_the_readme_runs(
         env={**model, **environment(world)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stderr

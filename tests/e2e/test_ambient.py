@@ -224,7 +224,7 @@ def test_expiry_is_seen_inside(world: World) -> None:
     program = BEGINNING + textwrap.dedent(code)
     with (
         Gate(world.fabric.url) as gate,
-        world.agent(isolation="required", ttl="3s", server=gate.url) as agent,
+        world.agent(isolation="required", ttl="8s", server=gate.url) as agent,
         agent.popen([sys.executable, "-c", program], stdout=-1, text=True) as process,
     ):
         assert process.stdout is not None

@@ -18,7 +18,7 @@ import yaml
 from conftest import World
 from lattice_sdk import Refused
 from lattice_sdk.testing.tools import ToolService
-from support.ports import free_port
+from lattice_server.ports import free_port
 from support.waiting import wait_for
 
 LATTICE = [sys.executable, "-m", "lattice_sdk"]
@@ -338,6 +338,38 @@ def test_failure_is_json_for_programs(member: Shell) -> None:
     assert problem["code"] == "peer_not_found"
     assert problem["exitCode"] == 7
     assert "peer-nobody" in problem["detail"]
+
+
+# Ctrl-C while `lattice` is still importing; in the body of a class Python may make an error of it.
+INTERRUPTED = """
+import os, signal, sys
+from lattice_sdk.cli import app
+
+class Interrupting:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), signal.SIGINT)
+
+def build():
+    if sys.argv[1] == "class":
+        class Thing:
+            attribute = Interrupting()
+    os.kill(os.getpid(), signal.SIGINT)
+
+app.build = build
+app.main()
+"""
+
+
+@pytest.mark.parametrize("place", ["function", "class"])
+def test_interrupt_is_no_defect(place: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, place],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_reader_that_leaves_is_no_error(admin: Shell) -> None:

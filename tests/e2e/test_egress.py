@@ -187,11 +187,11 @@ def test_a_name_that_leads_to_loopback_is_refused_unless_the_workspace_says_so(
         try:
             assert reaches()
             fabric.request("PUT", path, {"privateTargets": ["10.0.0.0/8"]})
-            wait_for("the policy to reach the connector", lambda: not reaches(), timeout=1)
+            wait_for("the policy to reach the connector", lambda: not reaches())
             (event, *_) = wait_for("the event", told)
         finally:
             open_loopback(fabric, "dev")
-        wait_for("the policy to reach the connector", reaches, timeout=1)
+        wait_for("the policy to reach the connector", reaches)
     assert event["data"]["destination"] == MODEL
     assert event["data"]["refused"] == "loopback"
     assert event["data"]["source"] == alice.overlay_ip
@@ -213,7 +213,10 @@ def test_names_outlive_a_connector_that_is_killed(
 ) -> None:
     with agent((MODEL, model.port)) as alice:
         address = alice.services[0].address
+        known = peers(fabric)
         fabric.kill_egress()
+        # Its engine ends with it, and takes its identity back.
+        wait_for("its peer to be gone", lambda: len(known - peers(fabric)) == 2)
         before = peers(fabric)
         with pytest.raises(EgressUnavailable) as failure:
             agent(("other.localhost", 443), timeout=8).open()

@@ -35,7 +35,7 @@ def test_example_reaches_its_tool_and_nothing_else(lattice_world: World, tmp_pat
             },
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -96,7 +96,7 @@ def test_kill_leaves_nothing(ordinary: Ordinary, number: signal.Signals) -> None
         process.send_signal(number)
         killed = time.monotonic()
         wait_for("programs to be gone", lambda: not processes_mentioning("sleep 4803"))
-        assert time.monotonic() - killed < 2
+        assert time.monotonic() - killed < 10  # two are promised, on a machine that does only this
         assert process.wait(20) == -number
     wait_for("everything to be gone", lambda: nothing_left(ordinary))
 

@@ -149,7 +149,7 @@ def test_kill_of_what_runs_leaves_nothing(run: Callable[..., Terminal], world: W
 def sleeping(seconds: str) -> list[int]:
     """Who sleeps that long."""
     found = processes_mentioning(f"sleep {seconds}")
-    return [pid for pid, line in found if line.startswith("sleep")]
+    return [pid for pid, line in found if line.split() == ["sleep", seconds]]
 
 
 def agents(world: World) -> set[str]:

@@ -206,11 +206,10 @@ def test_identity_of_a_killed_program_is_revoked_over_tls(
 
 
 def test_program_that_is_longer_than_its_ttl_is_renewed(fabric: SecureFabric, home: Path) -> None:
-    script = (
-        f"for _ in 1 2 3 4 5; do sleep 2; curl -sS --max-time 5 {SERVICE} || exit 9; echo; done"
-    )
+    visit = f"curl -sS --max-time 5 {SERVICE} || exit 9"
+    script = f"for _ in 1 2 3 4 5 6 7 8; do sleep 2; {visit}; echo; done"
     done = subprocess.run(
-        lattice_exec(fabric.ca_file, "sh", "-c", script, options=("--ttl", "6s")),
+        lattice_exec(fabric.ca_file, "sh", "-c", script, options=("--ttl", "12s")),
         env=fabric.environment(home),
         capture_output=True,
         text=True,

@@ -19,7 +19,7 @@ from lattice_sdk import LatticeAgent, LatticeError, keys
 from support.waiting import wait_for
 from support.wire import Tap
 
-GAP = 1.5  # seconds without a byte of a stream that has one each 5 ms
+GAP = 4.5  # seconds without a byte of a stream that has one each 5 ms
 
 
 def at_gateway(world: World, agent: LatticeAgent) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def test_hooks_fire_in_order_and_one_that_raises_changes_nothing(
 
 
 def test_expiry_tells_the_hooks(broken_world: World, plugin: Recorder) -> None:
-    with broken_world.agent(ttl="1s") as agent:
+    with broken_world.agent(ttl="5s") as agent:
         broken_world.fabric.kill_server()
         wait_for("the identity to expire", lambda: agent.state == "expired")
         wait_for("the hook", lambda: "expired" in plugin.calls)

@@ -18,7 +18,7 @@ from conftest import World
 from lattice_sdk import IdentityExpired, Refused
 from lattice_server.demo.bare import open_bare_tunnel
 from lattice_server.demo.download import Download
-from support.waiting import process_alive, wait_for
+from support.waiting import CUT_WITHIN, process_alive, wait_for
 
 
 def peer_ids(world: World) -> set[str]:
@@ -60,7 +60,7 @@ def test_undesignated_service_is_refused_at_once_with_a_sentence(world: World) -
         with pytest.raises(Refused) as refusal:
             agent.connect(world.addresses["payroll"], 80)
         # A drop instead of a refusal would take a TCP connect timeout: many seconds.
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 10
         assert "sandboxed" in str(refusal.value)
         assert world.addresses["payroll"] in str(refusal.value)
         with agent.http_client() as http, pytest.raises(Refused, match="sandboxed"):
@@ -101,7 +101,7 @@ def test_delete_cuts_a_running_download(world: World) -> None:
         answered = time.monotonic()
         assert agent.peer_id not in gateway_peer_ids(world)
         wait_for("the download to stop", lambda: download.stopped)
-        assert download.last_byte - answered < 0.25
+        assert download.last_byte - answered < CUT_WITHIN
 
 
 def test_leaving_removes_the_peer_everywhere(world: World) -> None:
@@ -123,15 +123,15 @@ def test_expired_agent_is_cut_off_with_control_plane_and_gateway_daemon_dead(
 
     engine = EngineProcess.start_netstack()
     try:
-        tunnel = open_bare_tunnel(broken_world.fabric, engine, ttl="4s")
+        tunnel = open_bare_tunnel(broken_world.fabric, engine, ttl="6s")
         download = Download("http://github-tools.lattice/stream", tunnel.proxy_env)
         broken_world.fabric.kill_server()
         broken_world.fabric.kill_gateway_daemon()
         wait_for(
             "the download to stop",
-            lambda: time.monotonic() - max(download.last_byte, tunnel.deadline) > 1,
+            lambda: time.monotonic() - max(download.last_byte, tunnel.deadline) > 3,
         )
-        assert -0.25 < download.last_byte - tunnel.deadline < 0.25
+        assert abs(download.last_byte - tunnel.deadline) < CUT_WITHIN
     finally:
         engine.close()
 
@@ -174,14 +174,14 @@ def test_signal_to_the_agent_removes_its_peer_and_engine(
     with program:
         assert peer in peer_ids(world)
         program.send_signal(kind)
-        wait_for("the peer to be gone", lambda: peer not in peer_ids(world), timeout=2)
+        wait_for("the peer to be gone", lambda: peer not in peer_ids(world), timeout=10)
         wait_for("the peer to leave the gateway", lambda: peer not in gateway_peer_ids(world))
         wait_for("the engine to end", lambda: not process_alive(engine))
-        assert program.wait(5) == -kind
+        assert program.wait(30) == -kind
 
 
 def test_failed_renewals_end_in_identity_expired(broken_world: World) -> None:
-    with broken_world.agent(ttl="2s") as agent:
+    with broken_world.agent(ttl="5s") as agent:
         broken_world.fabric.kill_server()
         wait_for("the identity to expire", lambda: agent.state == "expired")
         with pytest.raises(IdentityExpired, match=r"peer-"):

@@ -142,9 +142,9 @@ def test_refusals_are_worded_as_the_proxys(world: World, agent: LatticeAgent) ->
 
 def test_granted_but_not_listening_is_no_refusal(world: World) -> None:
     with contextlib.ExitStack() as stack:
-        closed = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        closed = stack.enter_context(socket.socket())  # it has the port, and does not listen
+        closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-        closed.close()
         token = world.fabric.create_service("deaf", [{"port": 80, "protocol": "tcp"}])
         from lattice_sdk import ServiceConnector
 

@@ -82,7 +82,7 @@ with LatticeAgent(isolation="required") as agent:
         engine, spec, _ = process.stdout.readline().split()
         wait_for("the programs", lambda: len(processes_mentioning("sleep 4713")) >= 2)
         process.kill()
-        wait_for("programs to be gone", lambda: not processes_mentioning("sleep 4713"), timeout=5)
+        wait_for("programs to be gone", lambda: not processes_mentioning("sleep 4713"))
         wait_for("the engine to end", lambda: not process_alive(int(engine)))
         wait_for("their files to be removed", lambda: not list(tmp_path.iterdir()))
     assert not Path(spec).exists()

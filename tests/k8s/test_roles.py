@@ -89,11 +89,11 @@ def test_what_init_leaves_is_private(world: World, pod: PodProcesses) -> None:
 
 def test_work_longer_than_the_ttl_keeps_its_identity(world: World, tmp_path: Path) -> None:
     fabric = world.fabric
-    pod = PodProcesses(tmp_path, fabric.url, fabric.workspace_token, LATTICE_TTL="4s")
+    pod = PodProcesses(tmp_path, fabric.url, fabric.workspace_token, LATTICE_TTL="12s")
     assert pod.init()[0] == 0
     before = only(world)
     with pod.sidecar() as sidecar:
-        wait_for("three renewals", lambda: int(str(only(world)["renewals"])) >= 3)
+        wait_for("three renewals", lambda: int(str(only(world)["renewals"])) >= 3, 60)
         assert only(world)["peerId"] == before["peerId"]
         assert f"{pod.get(GRANTED).json()['client']}/32" == before["overlayIP"]
         assert end(sidecar) == 0
@@ -159,7 +159,7 @@ def test_identity_that_ended_is_mourned_where_the_agent_asks(
     broken_world: World, tmp_path: Path
 ) -> None:
     fabric = broken_world.fabric
-    pod = PodProcesses(tmp_path, fabric.url, fabric.workspace_token, LATTICE_TTL="6s")
+    pod = PodProcesses(tmp_path, fabric.url, fabric.workspace_token, LATTICE_TTL="12s")
     assert pod.init()[0] == 0
     peer = str(only(broken_world)["peerId"])
     with pod.sidecar() as sidecar:
@@ -170,10 +170,11 @@ def test_identity_that_ended_is_mourned_where_the_agent_asks(
                 answer = pod.get(GRANTED)
             except httpx.TransportError:
                 return None
-            return answer if answer.status_code == 502 else None
+            # At its very end the gateway may refuse what the proxy still lets through.
+            over = answer.status_code == 502 and answer.json()["code"] == "identity_expired"
+            return answer if over else None
 
-        answer = wait_for("the proxy to tell the end", told)
-        assert answer.json()["code"] == "identity_expired"
+        answer = wait_for("the proxy to tell the end", told, 60)
         assert peer in answer.json()["detail"]
         ready, healthy = pod.probe("/readyz"), pod.probe("/healthz")
         assert ready is not None
@@ -290,5 +291,5 @@ TOLD_TO_NOBODY = ("privateKey", "enrollmentToken")
 
 def test_other_words_are_wrong_usage(pod: PodProcesses) -> None:
     with pod.start("agent", token=False) as process:
-        assert "usage: lattice-k8s init|sidecar|wait" in process.communicate(timeout=10)[1]
+        assert "usage: lattice-k8s init|sidecar|wait" in process.communicate(timeout=60)[1]
     assert process.returncode == 2

@@ -20,7 +20,7 @@ from support.waiting import wait_for
 
 GATEWAY_WAIT = 10.0  # seconds that an enrollment may wait for its gateway, as these fabrics are set
 # An honest tenant is served while another floods: no bound of the product's, but far from starving.
-PATIENCE = 15.0
+PATIENCE = 45.0
 
 
 @pytest.fixture(scope="module")

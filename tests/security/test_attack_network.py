@@ -18,7 +18,7 @@ from lattice_sdk.connector import ServiceConnector
 from lattice_sdk.testing.tools import ToolService
 from support.attempts import Attempt, command, told
 
-AT_ONCE = 2.5  # seconds; an attempt that is let to time out takes 3
+AT_ONCE = 5.0  # seconds; an attempt that is let to time out takes 6
 ECHO = 7100
 
 

@@ -33,11 +33,11 @@ def lattice(world: World, *words: str) -> list[dict[str, Any]]:
     return items
 
 
-def probe(agent: LatticeAgent, address: str, times: int) -> int:
+def probe(agent: LatticeAgent, address: str, times: int, timeout: float = 20) -> int:
     """Try to connect; how often it was refused before the agent's network was gone."""
     for number in range(times):
         try:
-            agent.connect(address, 80, timeout=3)
+            agent.connect(address, 80, timeout=timeout)
         except Refused:
             continue
         except (LatticeError, OSError):
@@ -96,7 +96,7 @@ def test_agent_that_goes_on_probing_is_quarantined_and_its_neighbour_is_not(
     ):
         probe(neighbour, world.addresses["payroll"], 2)
         # The gateway reports every quarter of a second, so it gets in a few more than eight.
-        assert probe(scanner, world.addresses["payroll"], 2000) < 2000
+        assert probe(scanner, world.addresses["payroll"], 2000, timeout=3) < 2000
         [event] = lattice(world, "events", "--type", "quarantined")
         assert event["peerId"] == scanner.peer_id
         with pytest.raises(LatticeError):

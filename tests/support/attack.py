@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 3.0  # seconds for an answer
+PATIENCE = 6.0  # seconds for an answer
 _libc = ctypes.CDLL(None, use_errno=True)
 ATTACKS: dict[str, Callable[..., Any]] = {}
 

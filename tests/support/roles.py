@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from support.ports import free_port
+from lattice_server.ports import free_port
 from support.waiting import wait_for
 
 PASSWORD = "b0a9a1f0-5c6e-4f4e-9d0e-3f6a3c0d7b11"  # what the pod's uid looks like

@@ -153,7 +153,9 @@ def make_tenant(api: Api, workspace: str) -> Tenant:
 @contextmanager
 def two_tenants(directory: Path, **options: Any) -> Iterator[tuple[Api, Tenant, Tenant]]:
     """A fabric with two tenants: the API, ours, theirs."""
-    with Fabric(directory, server_options=options) as fabric:
+    # Time also for the gateway of a busy machine, so that what was answered is so.
+    patient = {"gateway_wait": 20, "delete_wait": 20, **options}
+    with Fabric(directory, server_options=patient) as fabric:
         api = Api(fabric)
         try:
             yield api, make_tenant(api, "ws-ours"), make_tenant(api, "ws-theirs")

@@ -57,6 +57,12 @@ os.read(4, 64)
 """
 
 
+def state(pid: int) -> str:
+    """What proc(5) says of a process: ``T`` is stopped."""
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0]
+
+
 class Terminal:
     """A command in a terminal of its own, as a shell runs it in the foreground.
 
@@ -120,7 +126,7 @@ class Terminal:
         """Change the window's size."""
         fcntl.ioctl(self._keys, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
-    def expect(self, text: str, timeout: float = 20.0) -> None:
+    def expect(self, text: str, timeout: float = 60.0) -> None:
         """Read the screen until this comes, and forget what was up to there.
 
         Raises:
@@ -140,7 +146,7 @@ class Terminal:
         found, self.screen = self.screen, ""
         return found
 
-    def news(self, timeout: float = 20.0) -> dict[str, Any]:
+    def news(self, timeout: float = 60.0) -> dict[str, Any]:
         """What the shell says has become of the job.
 
         Raises:
@@ -165,6 +171,7 @@ class Terminal:
         os.write(self._orders, b"fg")
         if not dead:
             wait_for("the terminal to be its", lambda: os.tcgetpgrp(self._keys) == self.job)
+            wait_for("it to go on", lambda: state(self.job) != "T")
 
     def _read(self, timeout: float) -> bool:
         if not select.select([self._keys], [], [], max(0.0, timeout))[0]:

@@ -271,7 +271,7 @@ def passes(flow: Flow, expected: bool) -> bool:
     ``expected`` only says how long to wait for the answer to a datagram, which may be none.
     """
     if flow.protocol == "udp":
-        return _datagram_passes(flow, 3.0 if expected else 0.14)
+        return _datagram_passes(flow, 10.0 if expected else 0.14)
     stream = connect(flow)
     if stream is not None:
         stream.close()

@@ -399,7 +399,7 @@ def test_command_and_what_it_runs_end_with_a_killed_agent(
         },
     )
     try:
-        wait_for("the command's shell", lambda: processes_mentioning(f"; : {marker}"), 30)
+        wait_for("the command's shell", lambda: processes_mentioning(f"; : {marker}"), 90)
         (peer,) = lattice_world.peers() - before
         process.send_signal(number)
         assert process.wait(20) == -number

@@ -344,8 +344,8 @@ time.sleep(100)
             own_sandbox.kill_keeper()
         else:
             program.process.kill()
-        wait_for("all to be gone", lambda: not [p for p in pids if process_alive(p)], timeout=5)
-        assert program.process.wait(5) == -signal.SIGKILL
+        wait_for("all to be gone", lambda: not [p for p in pids if process_alive(p)])
+        assert program.process.wait(20) == -signal.SIGKILL
 
 
 def test_leash_ends_all_with_the_thread_that_started_it(own_sandbox: Sandbox) -> None:
@@ -368,7 +368,7 @@ def test_leash_ends_all_with_the_thread_that_started_it(own_sandbox: Sandbox) ->
             os.kill(pid, signal.SIGSTOP)
         wait_for("all to have stopped", lambda: {state(pid) for pid in pids} == {"T"})
         starter.kill()
-        wait_for("all to be gone", lambda: not [p for p in pids if process_alive(p)], timeout=5)
+        wait_for("all to be gone", lambda: not [p for p in pids if process_alive(p)])
 
 
 def test_agent_that_has_ended_gets_no_programs(own_sandbox: Sandbox) -> None:

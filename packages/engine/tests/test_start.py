@@ -55,7 +55,7 @@ def test_start_that_ends_without_a_word_shows_status_and_log(program) -> None:
 
 def test_engine_that_is_never_ready_is_ended(program) -> None:
     pid_file = program("exec sleep 60")
-    failure = start_and_fail(timeout=0.3)
+    failure = start_and_fail(timeout=3)
     assert failure.code == "engine_start_timeout"
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)

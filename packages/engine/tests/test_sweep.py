@@ -5,12 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lattice_engine import EngineProcess
 from lattice_engine._sweep import AGE, sweep
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A directory whose name leaves room for sockets (unix(7))."""
+    with tempfile.TemporaryDirectory(prefix="sweep-", dir="/tmp") as name:
+        yield Path(name)
 
 
 def aged(path: Path) -> Path:

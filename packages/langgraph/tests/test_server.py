@@ -20,7 +20,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from lattice_langgraph import server_agent, server_graph, server_lifespan
 from lattice_sdk import IdentityClosed
 from lattice_sdk.testing import World
-from support.ports import free_port
+from lattice_server.ports import free_port
 from support.waiting import process_alive, wait_for
 
 START_TIMEOUT = 60.0  # seconds; 3 on an idle machine
@@ -53,7 +53,7 @@ async def who(request):
     return JSONResponse({n: [a.peer_id, a.overlay_ip, a.engine_pid] for n, a in agents.items()})
 
 
-identities = server_lifespan({"research": {"policy_preset": "sandboxed"}, "write": {"ttl": "6s"}})
+identities = server_lifespan({"research": {"policy_preset": "sandboxed"}, "write": {"ttl": "20s"}})
 
 
 @asynccontextmanager

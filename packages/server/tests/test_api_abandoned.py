@@ -86,8 +86,8 @@ def test_agent_that_gives_up_on_a_slow_server_leaves_no_identity(
     gateway.silent = True
     with pytest.raises(ServerUnreachable):
         LatticeAgent(
-            server=plane.url, token=token, agent_name="gone", backend="none", timeout=0.5
+            server=plane.url, token=token, agent_name="gone", backend="none", timeout=3
         ).open()
-    assert len(plane.peers()) == 1
+    wait("the enrollment", lambda: len(plane.peers()) == 1)
     acknowledge(gateway)
     wait("the identity to be taken back", lambda: not plane.peers() and not gateway.peers)

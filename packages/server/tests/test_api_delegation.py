@@ -162,8 +162,9 @@ def test_branch_dies_alone(plane: Any, gateway: Any, token: str) -> None:
 def test_expiry_of_the_parent_is_the_sub_agents(
     plane: Any, gateway: Any, token: str, wait: Any
 ) -> None:
-    parent = plane.enrolled(token, ttl="2s")
+    parent = plane.enrolled(token)
     child = sub_agent(plane, parent)
+    renew(plane, parent, ttl="2s")
     assert gateway.peers[child["peerId"]]["expiresIn"] <= 2
     gateway.send({"type": "expired", "peers": [{"id": parent["peerId"], "lateBy": 0.0}]})
 
@@ -217,6 +218,7 @@ def test_renewal_that_is_undone_leaves_no_sub_agent_that_ends_later(
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(renew, plane, parent, ttl="1h")
         wait("the renewal", lambda: gateway.peers[parent["peerId"]]["expiresIn"] > 3000)
+        plane.peers()  # by now it waits, and for as long as was said when it began
         settings.gateway_wait = timedelta(seconds=30)
         # On a parent that lives for an hour its sub-agent gets more than what was left before.
         second = pool.submit(renew, plane, child, ttl="60s")
@@ -421,6 +423,7 @@ def test_undone_renewal_does_not_outlive_a_parent_that_was_shortened_meanwhile(
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(renew, plane, child, ttl="20s")
         wait("the renewal", lambda: gateway.peers[child["peerId"]]["expiresIn"] <= 20)
+        plane.peers()  # by now it waits, and for as long as was said when it began
         settings.gateway_wait = timedelta(seconds=30)
         second = pool.submit(renew, plane, parent, ttl="60s")
         wait("the parent's", lambda: len(plane.events("renewed")) == 2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -179,8 +180,7 @@ def free_addresses_of_an_empty_overlay(plane: Any) -> int:
 def test_a_connector_that_does_not_take_the_names_up_leaves_nothing_behind(
     make_control_plane: Any, wait: Any
 ) -> None:
-    # Long enough for the connector that does take them up, also on a busy machine.
-    with make_control_plane(gateway_wait=2.0, quarantine=0) as plane:
+    with make_control_plane(quarantine=0) as plane:
         gateway = plane.gateway()
         token = permitting(plane, "ws", {"to": "*"})
         uses = plane.token(kind="workspace", workspaceId="ws", allow=[{"to": "*"}], uses=1)
@@ -190,12 +190,15 @@ def test_a_connector_that_does_not_take_the_names_up_leaves_nothing_behind(
             plane.enrolled(token, **asks("example.com"))
             before = dict(gateway.peers)
             connector.silent.set()
+            patience = plane.control.settings.gateway_wait
+            plane.control.settings.gateway_wait = timedelta(seconds=1)
             answer = plane.enroll(uses, **asks(API))
             assert (answer.status_code, answer.json()["code"]) == (503, "egress_unavailable")
             wait("the gateway to be told", lambda: set(gateway.peers) == set(before))
             routes = before[connector.peer]["routes"]
             wait("the route to go", lambda: gateway.peers[connector.peer]["routes"] == routes)
             connector.silent.clear()
+            plane.control.settings.gateway_wait = patience
             assert plane.enroll(uses, **asks(API)).status_code == 201  # the use was given back
         finally:
             connector.stop()

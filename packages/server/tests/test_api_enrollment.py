@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -163,10 +163,12 @@ def test_no_gateway_is_a_quick_503_and_leaves_nothing(plane: Any, token: str) ->
 def test_gateway_that_does_not_take_it_leaves_nothing_behind(
     make_control_plane: Any, wait: Any, failure: str
 ) -> None:
-    with make_control_plane(gateway_wait=0.3) as plane:
+    with make_control_plane() as plane:
         gateway = plane.gateway()
         plane.workspace("ws")
         token = plane.token(kind="workspace", workspaceId="ws", uses=1)
+        patience = plane.control.settings.gateway_wait
+        plane.control.settings.gateway_wait = timedelta(seconds=0.3)
         before = len(plane.control.addresses)
         if failure == "silent":
             gateway.silent = True
@@ -178,6 +180,7 @@ def test_gateway_that_does_not_take_it_leaves_nothing_behind(
         gateway.close()
         again = plane.gateway()
         assert again.peers == {}
+        plane.control.settings.gateway_wait = patience
         plane.enrolled(token)  # the use was given back
         # the address rests, as the gateway may have had it
         assert len(plane.control.addresses) == before - 2

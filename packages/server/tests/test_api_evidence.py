@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -15,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lattice_server.api.models import Denial
+from lattice_server.denials import Flow
 from lattice_server.quarantine import Window
 from lattice_server.store.events import EVENT_TYPES
 
@@ -56,6 +59,20 @@ def test_denials_say_who_to_where_how_often_first_and_last(
     [again] = sums(plane, f"?peerId={one['peerId']}")
     assert again["packets"] == 7
     assert again["firstAt"] == sums(plane)[0]["firstAt"] <= again["lastAt"]
+
+
+def test_two_who_write_at_a_time_count_once(plane: Any, gateway: Any, wait: Any) -> None:
+    agent = plane.enrolled(plane.workspace("ws"))
+
+    async def report_and_write() -> None:
+        flows = [Flow(agent["peerId"], agent["overlayIP"], "10.96.0.9", "tcp", 443, 1)]
+        plane.control.denials.report(flows)
+        await asyncio.gather(*(plane.control.denials.flush() for _ in range(3)))
+
+    plane.run(report_and_write())
+    [found] = sums(plane)
+    assert found["packets"] == 1
+    assert len(plane.events("denied")) == 1
 
 
 def test_scan_fills_neither_the_log_nor_the_table(
@@ -303,7 +320,7 @@ def test_every_event_type_is_on_the_api_page() -> None:
 def test_old_denials_and_delegations_are_forgotten(
     make_control_plane: Callable[..., Any], wait: Any
 ) -> None:
-    with make_control_plane(event_retention=2, retention=0, reconcile_interval=0.1) as plane:
+    with make_control_plane(retention=0, reconcile_interval=0.1) as plane:
         gateway = plane.gateway()
         agent = plane.enrolled(plane.workspace("ws"))
         path = f"/api/v1/agents/{agent['peerId']}/delegate"
@@ -311,6 +328,7 @@ def test_old_denials_and_delegations_are_forgotten(
         plane.call("POST", path, agent["enrollmentToken"], json=body)
         gateway.send({"type": "denied", "flows": [flow(agent)]})
         wait("the sum", lambda: sums(plane))
+        plane.control.settings.event_retention = timedelta(seconds=1)
 
         def forgotten() -> bool:
             listed = plane.manage("GET", "/api/v1/tokens")["items"]

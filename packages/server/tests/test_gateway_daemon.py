@@ -22,6 +22,7 @@ import pytest
 from websockets.sync.server import Server, ServerConnection, serve
 
 from lattice_engine import EngineClient, EngineError
+from lattice_server.ports import free_port
 
 TOKEN = "lt-g" + "x" * 43
 
@@ -73,7 +74,7 @@ class Script:
     def __init__(self) -> None:
         self.links: queue.Queue[Link] = queue.Queue()
         self.refuse = 0
-        self.port = 0
+        self.port = free_port()  # it comes back there
         self._server: Server | None = None
 
     def start(self) -> None:
@@ -84,7 +85,6 @@ class Script:
             process_request=self._check,
             close_timeout=1,
         )
-        self.port = self._server.socket.getsockname()[1]
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
@@ -211,7 +211,7 @@ def test_a_killed_daemons_engine_enforces_on_and_is_adopted(
     gateway: Gateway, script: Script
 ) -> None:
     gateway.start()
-    script.link().sync(1, peer("peer-a", "10.96.1.1"), peer("peer-b", "10.96.1.2", expiresIn=1.5))
+    script.link().sync(1, peer("peer-a", "10.96.1.1"), peer("peer-b", "10.96.1.2", expiresIn=4.0))
     before = gateway.known
     gateway.signal(signal.SIGKILL)
     assert running(before["pid"])
@@ -311,12 +311,12 @@ def test_a_peer_that_stays_bad_does_not_hold_up_the_others(
 def test_expired_peers_are_reported_also_after_an_outage(gateway: Gateway, script: Script) -> None:
     gateway.start()
     link = script.link()
-    link.sync(1, peer("peer-a", "10.96.1.1", expiresIn=0.2))
+    link.sync(1, peer("peer-a", "10.96.1.1", expiresIn=3.0))
     report = link.receive()
     assert report["type"] == "expired"
     assert [expired["id"] for expired in report["peers"]] == ["peer-a"]
     assert report["peers"][0]["lateBy"] >= 0
-    link.send("update", 2, peer("peer-b", "10.96.1.2", expiresIn=0.5))
+    link.send("update", 2, peer("peer-b", "10.96.1.2", expiresIn=4.0))
     assert link.receive() == {"type": "ack", "revision": 2}
     script.stop()
     wait_for("the deadline", lambda: gateway.peers() == set())

@@ -73,8 +73,9 @@ def keys(file: Path) -> set[str]:
 
 
 async def test_transactions_that_come_together_share_commits(
-    database: Database, file: Path
+    database: Database, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("lattice_server.store.groups.LONGEST_SECONDS", 60)
     commits, told = commits_of(database), list[str]()
     names = [f"fact-{n:03}" for n in range(100)]
     await asyncio.gather(*(put(database, name, told) for name in names))

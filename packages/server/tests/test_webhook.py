@@ -100,6 +100,10 @@ def test_events_are_delivered_signed_and_in_order(
         assert len(set(ids)) == len(ids)
 
 
+def nothing_waits(plane: Any) -> bool:
+    return "lattice_webhook_backlog 0.0" in plane.http.get("/metrics").text
+
+
 def test_delivery_that_fails_is_tried_again_under_its_id(
     make_control_plane: Any, receiver: Receiver, secret: Path, wait: Any, monkeypatch: Any
 ) -> None:
@@ -114,7 +118,7 @@ def test_delivery_that_fails_is_tried_again_under_its_id(
         ids = {headers["webhook-id"] for headers, _ in receiver.deliveries[1:]}
         assert len(ids) == 1
         wait("the figures", lambda: 'result="failed"} 3.0' in plane.http.get("/metrics").text)
-        assert "lattice_webhook_backlog 0.0" in plane.http.get("/metrics").text
+        wait("nothing to be left", lambda: nothing_waits(plane))
 
 
 def test_restart_goes_on_where_it_was_and_loses_nothing(
@@ -127,6 +131,7 @@ def test_restart_goes_on_where_it_was_and_loses_nothing(
     with make_control_plane(webhook_url=receiver.url, **settings) as plane:
         plane.token(kind="gateway")
         wait("the first", lambda: receiver.kinds() == ["token.created"])
+        wait("it to be booked", lambda: nothing_waits(plane))
     with make_control_plane(data_dir=data) as plane:
         plane.workspace("ws")
     with make_control_plane(webhook_url=receiver.url, **settings) as plane:
@@ -147,7 +152,10 @@ def test_only_wanted_types_are_delivered(
         wait("the revocation", lambda: receiver.kinds() == ["revoked"])
 
 
-def test_receiver_that_never_answers_holds_nobody_up(make_control_plane: Any, secret: Path) -> None:
+def test_receiver_that_never_answers_holds_nobody_up(
+    make_control_plane: Any, secret: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("lattice_server.webhook.TIMEOUT_SECONDS", 60)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         with make_control_plane(webhook_url=url, webhook_secret_file=secret) as plane:
@@ -157,8 +165,8 @@ def test_receiver_that_never_answers_holds_nobody_up(make_control_plane: Any, se
             with ThreadPoolExecutor(8) as pool:
                 answers = list(pool.map(lambda _: plane.enroll(token), range(40)))
             assert {answer.status_code for answer in answers} == {201}
-            # The receiver alone takes 10 s to be given up on.
-            assert time.monotonic() - began < 9
+            # The receiver alone takes a minute to be given up on.
+            assert time.monotonic() - began < 45
             assert "lattice_webhook_backlog" in plane.http.get("/metrics").text
         # and the server stops all the same
 

@@ -136,7 +136,8 @@ func (s *Server) Serve(ctx context.Context) error {
 		}
 	case err = <-failed:
 	}
-	_ = os.Remove(s.socketPath())
+	// This unlinks the socket, and only once: net/http may close it late, when another engine has its own there.
+	_ = s.listener.Close()
 	s.removeDir()
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -161,6 +162,25 @@ func (c *client) serve(port uint16, handle func(net.Conn)) {
 // hello tells the other end who it is seen as.
 func hello(c net.Conn) { fmt.Fprintf(c, "hello %s\n", strings.Split(c.RemoteAddr().String(), ":")[0]) }
 
+// stamped sends the time again and again.
+func stamped(c net.Conn) {
+	for {
+		if _, err := fmt.Fprintln(c, time.Now().UnixNano()); err != nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// stamp is the time that was sent, or none where the text is none.
+func stamp(text string) time.Time {
+	sent, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+	if err != nil {
+		return time.Time{}
+	}
+	return time.Unix(0, sent)
+}
+
 // endless sends until the connection breaks.
 func endless(c net.Conn) {
 	block := make([]byte, 32<<10)
@@ -171,10 +191,15 @@ func endless(c net.Conn) {
 	}
 }
 
-// download reads an endless stream and reports when it has broken.
-func (c *client) download(from *client, port uint16) (broken <-chan error, progress func() bool) {
+const (
+	patience = 10 * time.Second // for a stream that must run
+	silence  = 3 * time.Second  // of a stream that has stopped
+)
+
+// download reads an endless stream. It reports when that has broken, and whether it goes on within a time.
+func (c *client) download(from *client, port uint16) (broken <-chan error, progress func(within time.Duration) bool) {
 	c.t.Helper()
-	stream, err := c.dial(from, port, 5*time.Second)
+	stream, err := c.dial(from, port, 10*time.Second)
 	if err != nil {
 		c.t.Fatalf("download: %v", err)
 	}
@@ -194,7 +219,7 @@ func (c *client) download(from *client, port uint16) (broken <-chan error, progr
 			}
 		}
 	}()
-	return ended, func() bool {
+	return ended, func(within time.Duration) bool {
 		// The second block has certainly come after the call.
 		for range 2 {
 			select {
@@ -202,7 +227,7 @@ func (c *client) download(from *client, port uint16) (broken <-chan error, progr
 			case err := <-ended:
 				ended <- err
 				return false
-			case <-time.After(3 * time.Second):
+			case <-time.After(within):
 				return false
 			}
 		}

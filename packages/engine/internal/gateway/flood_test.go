@@ -16,8 +16,8 @@ func TestAFloodTakesABoundedAmountOfMemoryAndLeavesOthersTheirTunnel(t *testing.
 		service, offline := g.client("service", "10.96.0.7"), g.client("offline", "10.96.0.8")
 		offline.leave()
 		g.put(
-			flooder.body(60, m{"to": "10.96.0.7", "protocol": "udp", "port": 5000}, m{"to": "10.96.0.8", "protocol": "udp", "port": 5000}),
-			agent.body(60, toTCP(service, 443)), service.body(nil), offline.body(nil))
+			flooder.body(600, m{"to": "10.96.0.7", "protocol": "udp", "port": 5000}, m{"to": "10.96.0.8", "protocol": "udp", "port": 5000}),
+			agent.body(600, toTCP(service, 443)), service.body(nil), offline.body(nil))
 		flooder.up()
 		agent.up()
 		service.up()

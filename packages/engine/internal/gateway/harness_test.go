@@ -26,7 +26,7 @@ import (
 const testMode = "LATTICE_TEST_GATEWAY"
 
 // shorterRotation is how long keys that were exchanged work on in tests.
-const shorterRotation = 3 * time.Second
+const shorterRotation = 8 * time.Second
 
 func TestMain(m *testing.M) {
 	if os.Getenv(testMode) == "1" && len(os.Args) > 1 && os.Args[1] == "gateway" {
@@ -111,7 +111,7 @@ func gatewayCommand(t testing.TB, s setup, dir string, args ...string) *exec.Cmd
 		t.Fatal(err)
 	}
 	cmd := exec.Command(program, append([]string{"gateway"}, args...)...)
-	cmd.Env = []string{testMode + "=1", "GORACE=halt_on_error=1"}
+	cmd.Env = []string{testMode + "=1", "GORACE=halt_on_error=1 atexit_sleep_ms=0"}
 	cmd.Dir = "/"
 	if os.Getuid() == 0 && !s.root {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: ordinaryUser, Gid: ordinaryUser}}

@@ -48,7 +48,7 @@ func TestInTheHostsNamespaceOnlyWhatIsOursIsTouched(t *testing.T) {
 				}
 				g := startGateway(t, setup{"host", device, true, true})
 				agent, service := g.client("agent", "10.96.2.5"), g.client("service", "10.96.0.7")
-				g.put(agent.body(60, toTCP(service, 443)), service.body(nil))
+				g.put(agent.body(600, toTCP(service, 443)), service.body(nil))
 				agent.up()
 				service.up()
 				service.serve(443, hello)
@@ -60,7 +60,7 @@ func TestInTheHostsNamespaceOnlyWhatIsOursIsTouched(t *testing.T) {
 				if line != "hello 10.96.2.5\n" {
 					t.Errorf("%q %v", line, err)
 				}
-				if _, err := agent.dial(service, 444, 3*time.Second); !isRefused(err) {
+				if _, err := agent.dial(service, 444, 10*time.Second); !isRefused(err) {
 					t.Errorf("not granted: %v", err)
 				}
 				forwarding, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
@@ -72,7 +72,7 @@ func TestInTheHostsNamespaceOnlyWhatIsOursIsTouched(t *testing.T) {
 				if err := conn.Flush(); err != nil {
 					t.Fatal(err)
 				}
-				for until := time.Now().Add(5 * time.Second); len(tables(t)) != 2; {
+				for until := time.Now().Add(15 * time.Second); len(tables(t)) != 2; {
 					if time.Now().After(until) {
 						t.Fatal("the table does not come back")
 					}
@@ -84,7 +84,7 @@ func TestInTheHostsNamespaceOnlyWhatIsOursIsTouched(t *testing.T) {
 				} else {
 					stream.Close()
 				}
-				if _, err := agent.dial(service, 444, 3*time.Second); !isRefused(err) {
+				if _, err := agent.dial(service, 444, 10*time.Second); !isRefused(err) {
 					t.Errorf("not granted, after the table came back: %v", err)
 				}
 				// A killed one leaves its pair and its table, which the next one takes over.

@@ -4,32 +4,64 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-func gone(t *testing.T, pid int) {
+// endOf returns how to wait for the end of a process, whoever has its number then.
+func endOf(t *testing.T, pid int) (gone func()) {
 	t.Helper()
-	for range 500 {
-		if err := syscall.Kill(pid, 0); errors.Is(err, syscall.ESRCH) {
-			return
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return func() {
+		t.Helper()
+		waitFor(t, fmt.Sprintf("the end of process %d", pid), func() bool {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			return err == nil && n == 1
+		})
+	}
+}
+
+func waitFor(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for until := time.Now().Add(10 * time.Second); !condition(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatal("not in time: ", what)
 		}
-		// A process that init has yet to reap is gone too.
-		if stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat"); err == nil {
-			if at := strings.LastIndexByte(string(stat), ')'); at > 0 && strings.HasPrefix(string(stat)[at:], ") Z") {
-				return
+	}
+}
+
+// socketsAt are the inodes of the UDP sockets that are bound to a port of all addresses.
+func socketsAt(t *testing.T, port int) (inodes []string) {
+	t.Helper()
+	for _, path := range []string{"/proc/net/udp", "/proc/net/udp6"} {
+		text, err := os.ReadFile(path)
+		if err != nil && !os.IsNotExist(err) { // a machine without IPv6
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			// See proc(5): local address and port in hexadecimal, and the inode.
+			fields := strings.Fields(line)
+			if address, at, _ := strings.Cut(fields[1], ":"); at == fmt.Sprintf("%04X", port) && strings.Trim(address, "0") == "" {
+				inodes = append(inodes, fields[9])
 			}
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
-	t.Fatalf("process %d is still there", pid)
+	return inodes
 }
 
 func TestEndOfEitherProcessLeavesNothing(t *testing.T) {
@@ -44,6 +76,10 @@ func TestEndOfEitherProcessLeavesNothing(t *testing.T) {
 			t.Run(s.name+"/"+name, func(t *testing.T) {
 				g := startGateway(t, s)
 				g.events()
+				gone, sockets := endOf(t, g.inner), socketsAt(t, g.port)
+				if len(sockets) == 0 {
+					t.Fatal("there is no UDP socket")
+				}
 				pid, signal := end(g)
 				if err := syscall.Kill(pid, signal); err != nil {
 					t.Fatal(err)
@@ -53,20 +89,17 @@ func TestEndOfEitherProcessLeavesNothing(t *testing.T) {
 				case <-time.After(10 * time.Second):
 					t.Fatal("the started process does not end")
 				}
-				gone(t, g.inner)
+				gone()
 				if code := g.cmd.ProcessState.ExitCode(); signal != syscall.SIGKILL && code != 0 {
 					t.Errorf("exit code %d", code)
 				}
 				if _, err := os.Stat(filepath.Join(g.dir, "run", "control.sock")); !os.IsNotExist(err) {
 					t.Errorf("the socket is left: %v", err)
 				}
-				// The port is free again: nobody holds the socket.
-				socket, err := net.ListenPacket("udp", ":"+strconv.Itoa(g.port))
-				if err != nil {
-					t.Errorf("the UDP socket is left: %v", err)
-				} else {
-					socket.Close()
-				}
+				// The port itself may be another process's by now.
+				waitFor(t, "the UDP socket to go", func() bool {
+					return !slices.ContainsFunc(socketsAt(t, g.port), func(inode string) bool { return slices.Contains(sockets, inode) })
+				})
 			})
 		}
 	}

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bufio"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -13,21 +14,21 @@ import (
 func TestDeniedFlowsAreReportedWithTheirAgent(t *testing.T) {
 	each(t, func(t *testing.T, g *running) {
 		agent, service := g.client("agent", "10.96.2.5"), g.client("service", "10.96.0.7")
-		g.put(agent.body(60), service.body(nil))
+		g.put(agent.body(600), service.body(nil))
 		agent.up()
 		service.up()
 		lines := g.events()
-		if _, err := agent.dial(service, 22, 3*time.Second); !isRefused(err) {
+		if _, err := agent.dial(service, 22, 10*time.Second); !isRefused(err) {
 			t.Errorf("tcp: %v", err)
 		}
 		await(t, lines, m{"type": "denied", "id": "agent", "source": "10.96.2.5", "destination": "10.96.0.7", "protocol": "tcp", "port": 22})
 		outside := &client{address: netip.MustParseAddr("198.51.100.7")}
-		if _, err := agent.dial(outside, 80, 3*time.Second); !isRefused(err) {
+		if _, err := agent.dial(outside, 80, 10*time.Second); !isRefused(err) {
 			t.Errorf("outside the overlay: %v", err)
 		}
 		await(t, lines, m{"type": "denied", "id": "agent", "destination": "198.51.100.7", "protocol": "tcp", "port": 80})
 		gateway := &client{address: netip.MustParseAddr("10.96.0.1")}
-		if _, err := agent.dial(gateway, 22, 3*time.Second); !isRefused(err) {
+		if _, err := agent.dial(gateway, 22, 10*time.Second); !isRefused(err) {
 			t.Errorf("the gateway itself: %v", err)
 		}
 		await(t, lines, m{"type": "denied", "id": "agent", "destination": "10.96.0.1", "protocol": "tcp", "port": 22})
@@ -51,9 +52,9 @@ func TestLastAttemptOfAnIdentityIsReportedUnderItsName(t *testing.T) {
 		lines := g.events()
 		for _, id := range []string{"a", "b", "c", "d"} { // at whatever moment the kernel is read
 			agent := g.client(id, "10.96.2."+strconv.Itoa(int(id[0])))
-			g.patch(agent.body(60))
+			g.patch(agent.body(600))
 			agent.up()
-			if _, err := agent.dial(service, 22, 3*time.Second); !isRefused(err) {
+			if _, err := agent.dial(service, 22, 10*time.Second); !isRefused(err) {
 				t.Fatal(err)
 			}
 			g.remove(id)
@@ -85,9 +86,9 @@ func TestSpoofedSourceReachesNothing(t *testing.T) {
 	each(t, func(t *testing.T, g *running) {
 		service, victim := g.client("service", "10.96.0.7"), g.client("victim", "10.96.2.5")
 		spoofer := g.client("spoofer", "10.96.2.5")
-		body := spoofer.body(60)
+		body := spoofer.body(600)
 		body["address"] = "10.96.2.66"
-		g.put(service.body(nil), victim.body(60, toTCP(service, 443)), body)
+		g.put(service.body(nil), victim.body(600, toTCP(service, 443)), body)
 		service.up()
 		service.serve(443, hello)
 		victim.up()
@@ -106,8 +107,8 @@ func TestSpoofedSourceReachesNothing(t *testing.T) {
 func TestUDPReplyStreamEndsWithItsReceiversIdentity(t *testing.T) {
 	each(t, func(t *testing.T, g *running) {
 		agent, service := g.client("agent", "10.96.2.5"), g.client("service", "10.96.0.7")
-		g.put(agent.body(2, m{"to": "10.96.0.7", "protocol": "udp", "port": 5000}), service.body(nil))
-		deadline := time.Now().Add(2 * time.Second)
+		grant := m{"to": "10.96.0.7", "protocol": "udp", "port": 5000}
+		g.put(agent.body(600, grant), service.body(nil))
 		agent.up()
 		service.up()
 		server, err := service.net.ListenUDPAddrPort(netip.MustParseAddrPort("10.96.0.7:5000"))
@@ -118,8 +119,8 @@ func TestUDPReplyStreamEndsWithItsReceiversIdentity(t *testing.T) {
 		go func() {
 			_, from, err := server.ReadFrom(make([]byte, 64))
 			for err == nil {
-				time.Sleep(2 * time.Millisecond)
-				_, err = server.WriteTo([]byte("data"), from)
+				time.Sleep(10 * time.Millisecond)
+				_, err = server.WriteTo(fmt.Append(nil, time.Now().UnixNano()), from)
 			}
 		}()
 		socket, err := agent.net.DialUDPAddrPort(netip.AddrPort{}, netip.MustParseAddrPort("10.96.0.7:5000"))
@@ -131,17 +132,19 @@ func TestUDPReplyStreamEndsWithItsReceiversIdentity(t *testing.T) {
 		if _, err := socket.Write([]byte("go")); err != nil {
 			t.Fatal(err)
 		}
+		g.patch(agent.body(2, grant))
+		deadline := time.Now().Add(2 * time.Second)
 		var last time.Time
 		count := 0
-		_ = socket.SetReadDeadline(deadline.Add(1500 * time.Millisecond))
-		for {
-			if _, err := socket.Read(make([]byte, 64)); err != nil {
+		_ = socket.SetReadDeadline(deadline.Add(3 * time.Second))
+		for packet := make([]byte, 64); ; count++ {
+			n, err := socket.Read(packet)
+			if err != nil {
 				break
 			}
-			last = time.Now()
-			count++
+			last = stamp(string(packet[:n]))
 		}
-		t.Logf("%d datagrams, the last %v after the deadline", count, last.Sub(deadline))
+		t.Logf("%d datagrams, the last was sent %v after the deadline", count, last.Sub(deadline))
 		if count < 10 {
 			t.Error("the stream never ran")
 		}
@@ -154,7 +157,7 @@ func TestUDPReplyStreamEndsWithItsReceiversIdentity(t *testing.T) {
 func TestAnyGrantPassesEveryProtocolAndTheServiceMayNotOpenTheWayBack(t *testing.T) {
 	each(t, func(t *testing.T, g *running) {
 		one, two := g.client("one", "10.96.2.5"), g.client("two", "10.96.2.6")
-		g.put(one.body(60, m{"to": "10.96.2.6", "protocol": "any", "port": 0}), two.body(60))
+		g.put(one.body(600, m{"to": "10.96.2.6", "protocol": "any", "port": 0}), two.body(600))
 		one.up()
 		two.up()
 		two.serve(9999, hello)
@@ -167,7 +170,7 @@ func TestAnyGrantPassesEveryProtocolAndTheServiceMayNotOpenTheWayBack(t *testing
 		if !one.ping("10.96.2.6", 3*time.Second) {
 			t.Error("no echo with a grant of any protocol")
 		}
-		if _, err := two.dial(one, 9999, 3*time.Second); !isRefused(err) {
+		if _, err := two.dial(one, 9999, 10*time.Second); !isRefused(err) {
 			t.Errorf("the way back: %v", err)
 		}
 	})
@@ -176,9 +179,8 @@ func TestAnyGrantPassesEveryProtocolAndTheServiceMayNotOpenTheWayBack(t *testing
 func TestTheSameStateAgainMovesNoDeadlineAndTouchesNoConnection(t *testing.T) {
 	inOne(t, func(t *testing.T, g *running) {
 		agent, service := g.client("agent", "10.96.2.5"), g.client("service", "10.96.0.7")
-		state := []m{agent.body(60.0, toTCP(service, 443)), service.body(nil)}
+		state := []m{agent.body(600, toTCP(service, 443)), service.body(nil)}
 		g.put(state...)
-		answered := time.Now() // the deadline is at most 60 s from here
 		agent.up()
 		service.up()
 		service.serve(443, func(c net.Conn) {
@@ -197,32 +199,50 @@ func TestTheSameStateAgainMovesNoDeadlineAndTouchesNoConnection(t *testing.T) {
 		}
 		defer stream.Close()
 		answers := bufio.NewReader(stream)
-		for range 20 {
-			state[0]["expiresIn"] = 60 - time.Since(answered).Seconds() + 0.1
+		put := func(life float64) time.Duration {
+			state[0]["expiresIn"] = life
+			began := time.Now()
 			if answer := g.put(state...); answer["grants"] != 1.0 {
 				t.Fatalf("%v", answer)
 			}
-			_, _ = stream.Write([]byte("still here\n"))
-			if line, err := answers.ReadString('\n'); err != nil {
-				t.Fatalf("%q %v", line, err)
+			return time.Since(began)
+		}
+		const late = 100 * time.Millisecond
+		for n := range 10 {
+			life := 700 + 10*float64(n) // a deadline that is not the last one, heard late
+			first, longest := put(life), time.Duration(0)
+			answered := time.Now() // the deadline is at most a life from here
+			for range 20 {
+				longest = max(longest, put(life-time.Since(answered).Seconds()+late.Seconds()))
+				_, _ = stream.Write([]byte("still here\n"))
+				if line, err := answers.ReadString('\n'); err != nil {
+					t.Fatalf("%q %v", line, err)
+				}
 			}
+			most := life - time.Since(answered).Seconds()
+			left := g.agent()["expiresIn"].(float64)
+			if left <= most {
+				return
+			}
+			// What takes so long may have been heard too late to be the same deadline.
+			if first+longest < lateSlack-late-10*time.Millisecond {
+				t.Fatalf("the deadline has moved: %v left, at most %v", left, most)
+			}
+			t.Logf("requests took %v and %v", first, longest)
 		}
-		most := 60 - time.Since(answered).Seconds()
-		if left := g.get("/v1/peers")["peers"].([]any)[0].(m)["expiresIn"].(float64); left > most {
-			t.Errorf("the deadline has moved: %v left, at most %v", left, most)
-		}
+		t.Log("the machine is too slow to tell whether a deadline moves")
 	})
 }
 
 func TestANewKeyReplacesTheOldOneAndKeepsTheAddress(t *testing.T) {
 	inOne(t, func(t *testing.T, g *running) {
 		old, service := g.client("agent", "10.96.2.5"), g.client("service", "10.96.0.7")
-		g.put(old.body(60, toTCP(service, 443)), service.body(nil))
+		g.put(old.body(600, toTCP(service, 443)), service.body(nil))
 		old.up()
 		service.up()
 		service.serve(443, hello)
 		fresh := g.client("agent", "10.96.2.5")
-		g.patch(fresh.body(60, toTCP(service, 443)))
+		g.patch(fresh.body(600, toTCP(service, 443)))
 		fresh.up()
 		stream, err := fresh.dial(service, 443, 5*time.Second)
 		if err != nil {
@@ -238,18 +258,18 @@ func TestANewKeyReplacesTheOldOneAndKeepsTheAddress(t *testing.T) {
 func TestAnAddressMayPassFromOneIdentityToAnotherInOneChange(t *testing.T) {
 	inOne(t, func(t *testing.T, g *running) {
 		first, second, service := g.client("first", "10.96.2.5"), g.client("second", "10.96.2.5"), g.client("service", "10.96.0.7")
-		g.put(first.body(60, toTCP(service, 443)), service.body(nil))
+		g.put(first.body(600, toTCP(service, 443)), service.body(nil))
 		first.up()
 		service.up()
 		service.serve(443, endless)
 		_, progress := first.download(service, 443)
-		if !progress() {
+		if !progress(patience) {
 			t.Fatal("the download does not run")
 		}
-		g.state(http.MethodPatch, m{"revision": 4, "upsert": []m{second.body(60)}, "remove": []string{"first"}})
+		g.state(http.MethodPatch, m{"revision": 4, "upsert": []m{second.body(600)}, "remove": []string{"first"}})
 		second.up()
 		drained(t, progress)
-		if _, err := second.dial(service, 443, 3*time.Second); !isRefused(err) {
+		if _, err := second.dial(service, 443, 10*time.Second); !isRefused(err) {
 			t.Errorf("the address's next holder inherits its grants: %v", err)
 		}
 	})

@@ -57,7 +57,7 @@ func TestTenThousandPeersWithGrantsLoadAndRenewWhileAConnectionRuns(t *testing.T
 			service.up()
 			service.serve(443, endless)
 			broken, progress := agent.download(service, 443)
-			if !progress() {
+			if !progress(patience) {
 				t.Fatal("the download does not run")
 			}
 			all := append(manyPeers(t, 10000, 10), agent.body(3600, toTCP(service, 443)), service.body(nil))
@@ -73,7 +73,7 @@ func TestTenThousandPeersWithGrantsLoadAndRenewWhileAConnectionRuns(t *testing.T
 				p["expiresIn"] = 7200.0
 			}
 			timed("renewal of all", func() m { return g.put(all...) })
-			if !progress() || len(broken) > 0 {
+			if !progress(patience) || len(broken) > 0 {
 				t.Error("the running download was touched")
 			}
 			timed("one more", func() m {

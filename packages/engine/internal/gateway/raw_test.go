@@ -88,15 +88,16 @@ func (r *raw) send(packets ...[]byte) {
 	}
 }
 
-// rawUp proves the tunnel: an echo of the gateway comes back.
+// rawUp proves the tunnel: the last echo of the gateway's comes back, so that none comes later, when a test looks.
 func (r *raw) rawUp() *raw {
 	r.t.Helper()
-	echo := ip4{from: r.address, to: netip.MustParseAddr("10.96.0.1"), protocol: unix.IPPROTO_ICMP}.packet(icmp(8, 0, 1, []byte("up")))
-	for range 50 {
-		r.send(echo)
-		if r.receives(200*time.Millisecond, isICMP(0)) {
+	wait := 200 * time.Millisecond
+	for n, until := uint32(1), time.Now().Add(15*time.Second); time.Now().Before(until); n++ {
+		r.send(ip4{from: r.address, to: to4("10.96.0.1"), protocol: unix.IPPROTO_ICMP}.packet(icmp(8, 0, n, []byte("up"))))
+		if r.receives(wait, func(p []byte) bool { return isICMP(0)(p) && binary.BigEndian.Uint32(transport(p)[4:]) == n }) {
 			return r
 		}
+		wait = min(2*wait, 3*time.Second)
 	}
 	r.t.Fatalf("%s has no tunnel", r.id)
 	return nil
@@ -253,7 +254,7 @@ func one4(t *testing.T, test func(t *testing.T, g *running, agent, service *raw)
 func with4(t *testing.T, g *running, test func(t *testing.T, g *running, agent, service *raw)) {
 	t.Helper()
 	agent, service := g.raw("agent", "10.96.2.5"), g.raw("service", "10.96.0.7")
-	g.put(agent.body(60, toTCP(&service.client, 443)), service.body(nil))
+	g.put(agent.body(600, toTCP(&service.client, 443)), service.body(nil))
 	agent.rawUp()
 	service.rawUp()
 	test(t, g, agent, service)

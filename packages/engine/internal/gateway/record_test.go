@@ -21,20 +21,20 @@ func toUDP(r *raw, port int) m {
 func (r *raw) paced(n int, packet func(int) []byte) {
 	for i := range n {
 		r.send(packet(i))
-		if i%64 == 63 {
+		if i%16 == 15 {
 			time.Sleep(time.Millisecond)
 		}
 	}
 }
 
-// denials takes what is reported of refused flows until a probe of an agent is, which is known by its port, and for a
-// while longer. The rest is by agent: events, packets, and packets without a flow.
+// denials takes what is reported of refused flows until a probe of an agent is, which is known by its port, and then for
+// as long as something comes. The rest is by agent: events, packets, and packets without a flow.
 type denials struct{ events, packets, rest map[string]int }
 
-func (g *running) denialsUntil(lines <-chan m, id string, port int, longer time.Duration) (denials, bool) {
+func (g *running) denialsUntil(lines <-chan m, id string, port int) (denials, bool) {
 	d := denials{map[string]int{}, map[string]int{}, map[string]int{}}
 	found := false
-	limit := time.After(15 * time.Second)
+	limit := time.After(30 * time.Second)
 	for {
 		select {
 		case line := <-lines:
@@ -47,8 +47,11 @@ func (g *running) denialsUntil(lines <-chan m, id string, port int, longer time.
 			if line["destination"] == "" {
 				d.rest[who] += int(line["packets"].(float64))
 			}
-			if !found && who == id && (port == 0 && line["destination"] == "" || port != 0 && line["port"] == float64(port)) {
-				found, limit = true, time.After(longer)
+			if who == id && (port == 0 && line["destination"] == "" || port != 0 && line["port"] == float64(port)) {
+				found = true
+			}
+			if found {
+				limit = time.After(3 * time.Second)
 			}
 		case <-limit:
 			return d, found
@@ -60,7 +63,7 @@ func (g *running) denialsUntil(lines <-chan m, id string, port int, longer time.
 func TestAScanHidesNobodysRefusals(t *testing.T) {
 	one4(t, func(t *testing.T, g *running, scanner, service *raw) {
 		other := g.raw("other", "10.96.2.6")
-		g.patch(other.body(60))
+		g.patch(other.body(600))
 		other.rawUp()
 		lines := g.events()
 		const tried = 10000
@@ -68,7 +71,7 @@ func TestAScanHidesNobodysRefusals(t *testing.T) {
 			return ip4{from: scanner.address, to: service.address, protocol: unix.IPPROTO_UDP}.packet(datagram(4000, uint16(1000+i), []byte("x")))
 		})
 		other.send(tcp4(other.address, service.address, 4000, 22, flagSYN))
-		d, found := g.denialsUntil(lines, "other", 22, 600*time.Millisecond)
+		d, found := g.denialsUntil(lines, "other", 22)
 		if !found {
 			t.Error("another agent's attempt is not on record")
 		}
@@ -93,7 +96,7 @@ func TestAFullRecordStillCountsByAgent(t *testing.T) {
 		for i := range deniedSize/(deniedPerAgent/2) + 30 {
 			many.routes = append(many.routes, netip.AddrFrom4([4]byte{10, 96, byte(64 + i/200), byte(1 + i%200)}))
 		}
-		g.patch(many.body(60))
+		g.patch(many.body(600))
 		many.rawUp()
 		lines := g.events()
 		each := deniedPerAgent / 2
@@ -101,12 +104,12 @@ func TestAFullRecordStillCountsByAgent(t *testing.T) {
 			return ip4{from: many.routes[i/each], to: service.address, protocol: unix.IPPROTO_UDP}.packet(datagram(4000, uint16(1000+i%each), []byte("x")))
 		})
 		// As soon as something of theirs has no place of its own, there is none.
-		full, found := g.denialsUntil(lines, "many", 0, 600*time.Millisecond)
+		full, found := g.denialsUntil(lines, "many", 0)
 		if !found {
 			t.Fatalf("%d packets do not fill the record", full.packets["many"])
 		}
 		other.paced(20, func(i int) []byte { return tcp4(other.address, service.address, 4000, uint16(2000+i), flagSYN) })
-		d, found := g.denialsUntil(lines, "agent", 0, 600*time.Millisecond)
+		d, found := g.denialsUntil(lines, "agent", 0)
 		t.Logf("%d of %d packets on record with their flow", full.packets["many"]-full.rest["many"], full.packets["many"])
 		if !found || d.packets["agent"] != 20 {
 			t.Errorf("%d packets of another agent are on record, and it sent 20", d.packets["agent"])
@@ -116,18 +119,15 @@ func TestAFullRecordStillCountsByAgent(t *testing.T) {
 
 // Who ends itself must not have others count as probing for answering it.
 func TestAnswersToWhoHasEndedAreNoAttempts(t *testing.T) {
-	for name, end := range map[string]func(*running, *raw){
-		"removed": func(g *running, who *raw) { g.remove(who.id) },
-		"expired": func(*running, *raw) {},
+	for name, end := range map[string]func(g *running, who *raw, grant m){
+		"removed": func(g *running, who *raw, _ m) { g.remove(who.id) },
+		"expired": func(g *running, who *raw, grant m) { g.patch(who.body(0.2, grant)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			one4(t, func(t *testing.T, g *running, other, victim *raw) {
 				attacker := g.raw("attacker", "10.96.2.66")
-				life := 60.0
-				if name == "expired" {
-					life = 1.5
-				}
-				g.patch(attacker.body(life, toUDP(victim, 5000)), victim.body(60))
+				grant := toUDP(victim, 5000)
+				g.patch(attacker.body(600, grant), victim.body(600))
 				attacker.rawUp()
 				lines := g.events()
 				packet := func(from, to *raw, source, target uint16) []byte {
@@ -141,7 +141,7 @@ func TestAnswersToWhoHasEndedAreNoAttempts(t *testing.T) {
 					victim.send(packet(victim, attacker, 5000, 4000))
 					time.Sleep(2 * time.Millisecond)
 					if n == 100 {
-						end(g, attacker)
+						end(g, attacker, grant)
 					}
 				}
 				if status := g.get("/v1/status"); status["peers"] != 2.0 {
@@ -152,7 +152,7 @@ func TestAnswersToWhoHasEndedAreNoAttempts(t *testing.T) {
 				}
 				// What it is refused elsewhere counts.
 				victim.send(packet(victim, other, 5000, 99))
-				d, found := g.denialsUntil(lines, "service", 99, 600*time.Millisecond)
+				d, found := g.denialsUntil(lines, "service", 99)
 				if !found || d.packets["service"] != 1 {
 					t.Errorf("%d packets of the victim are on record as refused, and one was an attempt (found: %v)", d.packets["service"], found)
 				}
@@ -233,11 +233,11 @@ func TestOneAgentsPartOfTheConnectionTable(t *testing.T) {
 func TestALineOfDelegationsLeavesRoomForOthers(t *testing.T) {
 	one4(t, func(t *testing.T, g *running, root, service *raw) {
 		other := g.raw("other", "10.96.2.6")
-		bodies := []m{other.body(60, toTCP(&service.client, 443))}
+		bodies := []m{other.body(600, toTCP(&service.client, 443))}
 		var subs []*raw
 		for n := range flowsPerLine/flowsPerAgent + 1 {
 			sub := g.raw(fmt.Sprintf("sub-%d", n), fmt.Sprintf("10.96.4.%d", 1+n))
-			body := sub.body(60, toTCP(&service.client, 443))
+			body := sub.body(600, toTCP(&service.client, 443))
 			body["line"] = root.address.String()
 			bodies, subs = append(bodies, body), append(subs, sub)
 		}
@@ -286,7 +286,7 @@ func TestALineOfDelegationsLeavesRoomForOthers(t *testing.T) {
 			t.Errorf("grants: %v", status)
 		}
 		next := g.raw("next", subs[0].address.String())
-		body := next.body(60, toTCP(&service.client, 443))
+		body := next.body(600, toTCP(&service.client, 443))
 		body["line"] = root.address.String()
 		g.patch(body)
 		next.rawUp()
@@ -300,7 +300,7 @@ func TestALineIsAnotherAgentsAddress(t *testing.T) {
 			t.Errorf("the status says %v", limits)
 		}
 		for _, line := range []string{"10.96.0.1", "10.96.2.5", "198.51.100.7", "here"} {
-			body := g.client("agent", "10.96.2.5").body(60)
+			body := g.client("agent", "10.96.2.5").body(600)
 			body["line"] = line
 			code, answer := g.request(http.MethodPut, "/v1/state", m{"revision": 1, "upsert": []m{body}})
 			if code != 422 || answer["code"] != "invalid_line" {

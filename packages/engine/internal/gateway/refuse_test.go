@@ -13,7 +13,7 @@ func TestBadStateIsRefusedAndChangesNothing(t *testing.T) {
 		g.put(one.body(nil), two.body(nil, toTCP(one, 80)))
 		before := g.get("/v1/peers")
 		with := func(field string, value any) m {
-			body := g.client("three", "10.96.2.7").body(60)
+			body := g.client("three", "10.96.2.7").body(600)
 			body[field] = value
 			return m{"revision": 9, "upsert": []m{body}}
 		}

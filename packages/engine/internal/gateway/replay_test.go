@@ -118,7 +118,7 @@ func TestReplayedMessagesOpenAndMoveNothing(t *testing.T) {
 		agent := g.raw("agent", "10.96.2.5")
 		agent.public = public
 		agent.configure(g, private, tap.port())
-		g.put(agent.body(60, toTCP(&service.client, 443)), service.body(nil))
+		g.put(agent.body(600, toTCP(&service.client, 443)), service.body(nil))
 		service.rawUp()
 		agent.rawUp()
 		agent.send(tcp4(agent.address, service.address, 1234, 443, flagSYN))
@@ -156,7 +156,7 @@ func TestHandshakesOfADeletedKeyAreNotAnswered(t *testing.T) {
 		agent := g.raw("agent", "10.96.2.5")
 		agent.public = public
 		agent.configure(g, private, tap.port())
-		g.put(agent.body(60))
+		g.put(agent.body(600))
 		agent.rawUp()
 		g.remove("agent")
 		before := tap.answers()

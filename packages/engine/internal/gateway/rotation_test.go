@@ -12,7 +12,7 @@ import (
 type rotating struct {
 	agent    *client
 	broken   <-chan error
-	progress func() bool
+	progress func(time.Duration) bool
 	exchange func() (private [32]byte)
 	restore  func()
 }
@@ -20,7 +20,7 @@ type rotating struct {
 func startRotating(t *testing.T, g *running) *rotating {
 	t.Helper()
 	agent, service := g.client("agent", "10.96.2.5"), g.client("service", "10.96.0.7")
-	first := agent.body(60, toTCP(service, 443))
+	first := agent.body(600, toTCP(service, 443))
 	g.put(first, service.body(nil))
 	agent.up()
 	service.up()
@@ -30,7 +30,7 @@ func startRotating(t *testing.T, g *running) *rotating {
 	r.exchange = func() [32]byte {
 		private, public := newKey(t)
 		agent.public = public
-		g.patch(agent.body(60, toTCP(service, 443)))
+		g.patch(agent.body(600, toTCP(service, 443)))
 		return private
 	}
 	r.restore = func() { g.patch(first) }
@@ -41,7 +41,7 @@ func startRotating(t *testing.T, g *running) *rotating {
 func (r *rotating) goesOn(t *testing.T, when string) {
 	t.Helper()
 	for range 5 {
-		if !r.progress() {
+		if !r.progress(patience) {
 			t.Fatalf("the download does not run %s", when)
 		}
 	}
@@ -100,10 +100,10 @@ func TestAnExchangedKeyIsDeadOnceTheNewOneIsInUse(t *testing.T) {
 	inOne(t, func(t *testing.T, g *running) {
 		private, public := newKey(t)
 		old := g.clientWith("agent", "10.96.2.5", private, public)
-		g.put(old.body(60))
+		g.put(old.body(600))
 		old.up()
 		fresh := g.client("agent", "10.96.2.5")
-		g.patch(fresh.body(60))
+		g.patch(fresh.body(600))
 		old.up()
 		fresh.up()
 		thief := g.clientWith("agent", "10.96.2.5", private, public)
@@ -119,6 +119,7 @@ func TestAnExchangedKeyEndsInTimeWhereTheNewOneIsNotUsed(t *testing.T) {
 		r := startRotating(t, g)
 		began := time.Now()
 		r.exchange()
+		exchanged := time.Now()
 		second := began.Add(shorterRotation / 2)
 		for time.Now().Before(second) {
 			r.goesOn(t, "within the time of the former key")
@@ -126,9 +127,9 @@ func TestAnExchangedKeyEndsInTimeWhereTheNewOneIsNotUsed(t *testing.T) {
 		// Exchanging again does not make it longer.
 		r.exchange()
 		last := time.Now()
-		for r.progress() {
-			if last = time.Now(); last.Sub(began) > shorterRotation+2*time.Second {
-				t.Fatalf("the former key works after %v", last.Sub(began))
+		for r.progress(silence) {
+			if last = time.Now(); last.Sub(exchanged) > shorterRotation+4*time.Second {
+				t.Fatalf("the former key works after %v", last.Sub(exchanged))
 			}
 		}
 		if last.Before(second) {
@@ -176,12 +177,12 @@ func TestAnExchangedKeyMayBecomeAnothers(t *testing.T) {
 	inOne(t, func(t *testing.T, g *running) {
 		private, public := newKey(t)
 		first := g.clientWith("first", "10.96.2.5", private, public)
-		g.put(first.body(60))
+		g.put(first.body(600))
 		first.up()
 		fresh := g.client("first", "10.96.2.5")
-		g.patch(fresh.body(60))
+		g.patch(fresh.body(600))
 		second := g.clientWith("second", "10.96.2.6", private, public)
-		g.patch(second.body(60))
+		g.patch(second.body(600))
 		second.up()
 		fresh.up()
 		if first.ping("10.96.0.1", 600*time.Millisecond) {
@@ -194,37 +195,37 @@ func TestRoutesChangeWhileAKeyIsExchanged(t *testing.T) {
 	inOne(t, func(t *testing.T, g *running) {
 		agent := g.client("agent", "10.96.2.5")
 		connector := g.connector("egress", "10.96.0.9", "10.96.200.7", "10.96.200.8")
-		g.put(agent.body(60, toTCP(at("10.96.200.7"), 443), toTCP(at("10.96.200.8"), 443)), connector.body(60))
+		g.put(agent.body(600, toTCP(at("10.96.200.7"), 443), toTCP(at("10.96.200.8"), 443)), connector.body(600))
 		agent.up()
 		connector.up()
 		connector.serveAll(443)
 		_, kept := agent.download(at("10.96.200.7"), 443)
 		_, lost := agent.download(at("10.96.200.8"), 443)
-		if !kept() || !lost() {
+		if !kept(patience) || !lost(patience) {
 			t.Fatal("the downloads do not run")
 		}
 		private, public := newKey(t)
 		connector.public = public
-		g.patch(connector.body(60))
-		one := connector.body(60)
+		g.patch(connector.body(600))
+		one := connector.body(600)
 		one["routes"] = []string{"10.96.200.7"}
 		g.patch(one)
 		if _, err := agent.dial(at("10.96.200.8"), 443, 5*time.Second); !isRefused(err) {
 			t.Errorf("a route that has gone leads somewhere under the former key: %v", err)
 		}
-		if !kept() {
+		if !kept(patience) {
 			t.Error("a route that stays is lost under the former key")
 		}
 		connector.use(g, private)
 		connector.up()
 		drained(t, lost)
-		g.patch(connector.body(60))
+		g.patch(connector.body(600))
 		if stream, err := agent.dial(at("10.96.200.8"), 443, 5*time.Second); err != nil {
 			t.Errorf("a route that comes leads nowhere under the new key: %v", err)
 		} else {
 			stream.Close()
 		}
-		if !kept() {
+		if !kept(patience) {
 			t.Error("a route that stays is lost under the new key")
 		}
 	})

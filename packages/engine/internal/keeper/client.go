@@ -16,7 +16,9 @@ import (
 const (
 	startTimeout = 10 * time.Second
 	callTimeout  = 20 * time.Second
-	endTimeout   = 2 * time.Second
+	// The kernel takes interfaces away under a lock that every namespace on its way out holds. Until then no program
+	// learns that its connections have ended.
+	endTimeout = 10 * time.Second
 )
 
 // Keeper is the engine's end.

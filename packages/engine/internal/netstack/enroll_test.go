@@ -64,7 +64,7 @@ func newPlane(t *testing.T) *plane {
 }
 
 func (p *plane) spec() map[string]any {
-	return map[string]any{"url": p.URL + "/api/v1/agent-enroll", "peersUrl": p.URL + "/api/v1/peers/", "timeout": 5,
+	return map[string]any{"url": p.URL + "/api/v1/agent-enroll", "peersUrl": p.URL + "/api/v1/peers/", "timeout": 20,
 		"headers": map[string]string{"Authorization": "Bearer lt-workspace"}, "body": map[string]any{"agentName": "x"},
 		"privateKey": private}
 }

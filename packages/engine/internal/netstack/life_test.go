@@ -58,7 +58,7 @@ func TestDeletedTunnelLeavesNoGoroutineAndNoDescriptor(t *testing.T) {
 
 func waitForOrDump(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); !condition(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			stacks := make([]byte, 1<<20)
 			t.Fatalf("not in time: %s (%d goroutines, %d descriptors)\n%s", what, runtime.NumGoroutine(), descriptors(t),
@@ -173,7 +173,7 @@ func TestProbeOfARunningTunnelKeepsItsConnections(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 3 {
-			status, view := w.call(t, "POST", "/v1/tunnels/p1/probe", map[string]any{"address": gatewayIP, "timeout": 5})
+			status, view := w.call(t, "POST", "/v1/tunnels/p1/probe", map[string]any{"address": gatewayIP, "timeout": 20})
 			if status != 200 || view["rtt"].(float64) <= 0 {
 				t.Fatal(status, view)
 			}

@@ -83,9 +83,18 @@ func (s *survivor) cutOff(t *testing.T) {
 	}
 }
 
-func gone(pid int) bool {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	return err != nil || strings.Contains(string(status), "\nState:\tZ")
+// endOf returns what tells whether a process has ended, whoever has its number then.
+func endOf(t *testing.T, pid int) (gone func() bool) {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return func() bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return err == nil && n == 1
+	}
 }
 
 func TestTheEndOfATunnelLeavesItsProgramsWithoutANetwork(t *testing.T) {
@@ -107,11 +116,11 @@ func TestTheEndOfATunnelLeavesItsProgramsWithoutANetwork(t *testing.T) {
 			inTwoPlaces(t, func(t *testing.T, p *place) {
 				p.echoTCP(t, 80)
 				program := p.survivor(t)
+				gone := endOf(t, int(p.namespace()["pid"].(float64)))
 				end(t, p)
 				program.cutOff(t)
 				if strings.HasPrefix(name, "SIG") {
-					keeper := int(p.namespace()["pid"].(float64))
-					waitFor(t, "the keeper to end", func() bool { return gone(keeper) })
+					waitFor(t, "the keeper to end", gone)
 				}
 				if left, err := filepath.Glob(filepath.Dir(p.engine.control) + "/sockets-*"); name != "SIGKILL of the engine" && (err != nil || len(left) > 0) {
 					t.Error(left, err)
@@ -140,7 +149,7 @@ func TestTheDeathOfTheKeeperIsTheLossOfItsTunnelsAndOfNoOther(t *testing.T) {
 			_, err := os.Stat(p.network["sockets"].(string))
 			return os.IsNotExist(err)
 		})
-		if status, answer := p.engine.call(t, "POST", "/v1/tunnels/other/probe", map[string]any{"address": gatewayIP, "timeout": 5}); status != http.StatusOK {
+		if status, answer := p.engine.call(t, "POST", "/v1/tunnels/other/probe", map[string]any{"address": gatewayIP, "timeout": 20}); status != http.StatusOK {
 			t.Error(status, answer)
 		}
 		if status, _ := p.engine.call(t, "DELETE", "/v1/tunnels/p1", nil); status != http.StatusNoContent {

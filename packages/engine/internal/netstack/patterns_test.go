@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // namesOf answers like the control plane, and remembers who was asked for what.
@@ -88,6 +89,7 @@ func TestARefusedNameIsARefusalAndNotAskedForAgainAtOnce(t *testing.T) {
 	t.Cleanup(server.Close)
 	w.spec["names"] = map[string]any{"patterns": []string{"*.example.org"}, "url": server.URL + "/names"}
 	client := throughProxy(w.put(t), "agent:s3cret")
+	began := time.Now()
 	for range 3 {
 		answer, err := client.Get("http://no.example.org/")
 		if err != nil {
@@ -99,7 +101,7 @@ func TestARefusedNameIsARefusalAndNotAskedForAgainAtOnce(t *testing.T) {
 			t.Errorf("%d %s", answer.StatusCode, body)
 		}
 	}
-	if asked := names.questions(); len(asked) != 1 {
+	if asked := names.questions(); len(asked) < 1 || len(asked) > 1+int(time.Since(began)/askAgain) {
 		t.Errorf("asked %d times", len(asked))
 	}
 	server.Close()

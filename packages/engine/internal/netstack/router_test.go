@@ -201,7 +201,7 @@ func TestANetworkIsReachedAtItsOwnAddresses(t *testing.T) {
 	if !echoes(stream, "hello") {
 		t.Error("the target did not answer")
 	}
-	if _, err := dial(own, port+1); err == nil {
+	if _, err := dial(own, keptPort(t, own)); err == nil {
 		t.Error("a port where nobody listens was accepted")
 	}
 	serve("198.51.100.7/32")
@@ -227,9 +227,16 @@ func TestANameThatLeadsToLoopbackIsRefusedAndTold(t *testing.T) {
 	}
 	_, answer := w.call(t, http.MethodGet, "/v1/tunnels/p1/refusals", nil)
 	want := map[string]any{"source": gatewayIP, "name": "api.localhost", "port": float64(port), "protocol": "tcp",
-		"reason": "loopback", "resolved": "127.0.0.1", "times": 2.0}
-	if list := answer["refusals"].([]any); len(list) != 1 || fmt.Sprint(list[0]) != fmt.Sprint(want) {
-		t.Errorf("%v, want %v", list, want)
+		"reason": "loopback", "resolved": "127.0.0.1"}
+	list := answer["refusals"].([]any)
+	if len(list) != 1 {
+		t.Fatalf("%v, want %v", list, want)
+	}
+	told := list[0].(map[string]any)
+	times, _ := told["times"].(float64)
+	delete(told, "times")
+	if times < 2 || fmt.Sprint(told) != fmt.Sprint(want) { // more where a SYN was sent again
+		t.Errorf("%v, %v times, want %v", told, times, want)
 	}
 	_, answer = w.call(t, http.MethodGet, "/v1/tunnels/p1/refusals", nil)
 	if list := answer["refusals"].([]any); len(list) != 0 {
@@ -272,12 +279,7 @@ func TestATargetThatIsNotThereIsARefusedConnection(t *testing.T) {
 	w := newWorld(t)
 	w.spec["router"] = true
 	w.put(t)
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := closed.Addr().(*net.TCPAddr).Port
-	closed.Close()
+	port := keptPort(t, netip.MustParseAddr("127.0.0.1"))
 	w.route(t, loopback, nameRoute{routed, "gone.localhost", port})
 	began := time.Now()
 	if stream, err := w.dialRoute(port); err == nil {

@@ -136,8 +136,11 @@ func TestATunnelFollowsAGatewayThatMovesAndKeepsItsConnections(t *testing.T) {
 		gateway := w.spec["peer"].(map[string]any)["endpoint"].(string)
 		before, after := w.lay(t, gateway), w.lay(t, gateway)
 		move := w.named(before.at)
+		w.service.watchdog.lost = 30 * time.Second
 		w.serveHTTP(t, 80, patient)
-		answer, err := throughProxy(w.put(t), "agent:s3cret").Get("http://tools.lattice/")
+		client := throughProxy(w.put(t), "agent:s3cret")
+		client.Timeout = 90 * time.Second // with the body, which waits for the tunnel to be back
+		answer, err := client.Get("http://tools.lattice/")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -172,7 +175,7 @@ func TestATunnelThatStaysSilentIsLostAndSaysSo(t *testing.T) {
 				t.Fatal(what)
 			}
 			heard = append(heard, what.Type)
-		case <-time.After(20 * time.Second):
+		case <-time.After(60 * time.Second):
 			t.Fatal(heard)
 		}
 	}
@@ -202,21 +205,26 @@ func (w *world) lastHandshake(t *testing.T) time.Time {
 
 func TestAfterASleepOfTheMachineTheGatewayIsLookedUpAndShakenHandsWith(t *testing.T) {
 	w := newWorld(t)
-	var slept atomic.Int64
+	var slept, asked atomic.Int64
 	w.service.watchdog = newWatchdog(rejectAfter)
 	w.service.watchdog.gap = 50 * time.Millisecond
-	w.service.watchdog.boot = func() time.Duration { return bootTime() + time.Duration(slept.Load()) }
+	w.service.watchdog.boot = func() time.Duration {
+		defer asked.Add(1)
+		return bootTime() + time.Duration(slept.Load())
+	}
 	lookedUp := make(chan time.Time, 1)
 	w.service.watchdog.resolve = func(_ context.Context, endpoint string) (string, error) {
 		lookedUp <- w.lastHandshake(t)
 		return endpoint, nil
 	}
 	w.put(t)
+	// The first is for when the tunnel was proven, the second for how long the machine has slept until now.
+	waitFor(t, "the watch to begin", func() bool { return asked.Load() >= 2 })
 	slept.Store(int64(time.Minute))
 	select {
 	case before := <-lookedUp:
 		waitFor(t, "a handshake", func() bool { return w.lastHandshake(t).After(before) })
-	case <-time.After(20 * time.Second):
+	case <-time.After(60 * time.Second):
 		t.Fatal("nothing is done about it")
 	}
 }

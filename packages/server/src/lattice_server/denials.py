@@ -110,6 +110,7 @@ class Denials:
         self._flows = 0
         self._unwritten: list[Row] = []
         self._wake = asyncio.Event()
+        self._writing = asyncio.Lock()  # or what two write at a time would be counted twice
 
     def report(self, flows: Iterable[Flow]) -> None:
         """Take reports of the gateway."""
@@ -158,6 +159,10 @@ class Denials:
         await self._write(whole_window=True)
 
     async def _write(self, *, whole_window: bool) -> None:
+        async with self._writing:
+            await self._write_alone(whole_window=whole_window)
+
+    async def _write_alone(self, *, whole_window: bool) -> None:
         self._wake.clear()
         self._gather(whole_window=whole_window)
         rows = self._unwritten

@@ -20,11 +20,12 @@ import httpx
 
 from lattice_engine import EngineError, EngineProcess, remove_private_directory
 from lattice_server.children import Child, FabricError, read_json
+from lattice_server.ports import free_port
 
 __all__ = ["Fabric", "FabricError"]
 
 LOOPBACK = "127.0.0.1"
-START_TIMEOUT = 30.0  # seconds; a loaded two-core machine needs 3
+START_TIMEOUT = 120.0  # seconds; two cores need 3, and many times that when all else starts too
 STOP_TIMEOUT = 15.0
 # Ends the engine when this process is killed while the gateway daemon, which would do it, is dead
 # too. A shell, because it waits for as long as the fabric lives and needs next to no memory.
@@ -169,11 +170,11 @@ class Fabric:
         """Start the control plane, again at the same URL after :meth:`kill_server`."""
         data = self.directory / "server"
         data.mkdir(mode=0o700, exist_ok=True)
-        port = self.url.rpartition(":")[2] or str(self._options.get("port", 0))
+        port = self.url.rpartition(":")[2] or self._options.get("port") or free_port(self._host)
         options = {k: v for k, v in self._options.items() if k != "port"}
         self._server = self._start_child(
             "server",
-            ["--host", self._host, "--port", port, "--data-dir", str(data), *self._clear()],
+            ["--host", self._host, "--port", str(port), "--data-dir", str(data), *self._clear()],
             {f"LATTICE_SERVER_{name.upper()}": str(value) for name, value in options.items()},
         )
         self.url = str(self._server.ready["url"])

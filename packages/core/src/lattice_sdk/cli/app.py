@@ -13,7 +13,7 @@ from lattice_sdk.cli.egress import egress
 from lattice_sdk.cli.enroll import enroll
 from lattice_sdk.cli.events import denials, events
 from lattice_sdk.cli.exec import exec_
-from lattice_sdk.cli.failures import LatticeGroup, report_defect
+from lattice_sdk.cli.failures import INTERRUPTED, LatticeGroup, report_defect
 from lattice_sdk.cli.policy import policy
 from lattice_sdk.cli.trusts import trusts
 
@@ -81,5 +81,7 @@ def main() -> None:
     """The ``lattice`` command."""
     try:
         build()(prog_name="lattice")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except Exception as error:
         sys.exit(report_defect(error))

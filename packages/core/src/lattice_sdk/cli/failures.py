@@ -89,6 +89,8 @@ def problem_of(error: LatticeError) -> dict[str, Any]:
 
 def report_defect(error: Exception) -> int:
     """Tell of an error that nobody foresaw; the exit status for it."""
+    if isinstance(error.__cause__, KeyboardInterrupt):  # until 3.12, from the body of a class
+        return INTERRUPTED
     if debugging():
         traceback.print_exc()
     from lattice_sdk.errors import redact

@@ -72,6 +72,8 @@ def execute(options: Options) -> None:
     except KeyboardInterrupt:
         end_like(signal.SIGINT)
     except Exception as error:
+        if _interrupts:  # until 3.12, Python tells of one in the body of a class as another error
+            end_like(signal.SIGINT)
         if os.environ.get(DEBUG, "") not in ("", "0"):
             raise
         tell(

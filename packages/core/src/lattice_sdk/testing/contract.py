@@ -46,9 +46,9 @@ from lattice_sdk.testing.world import World
 __all__ = ["AdapterContract"]
 
 T = TypeVar("T")
-SHORT_TTL = "2s"
-CUT_SLACK = 1.0  # seconds; the stated bound is 0.25 around expiry, here with ample slack
-REFUSED_WITHIN = 5.0  # seconds
+SHORT_TTL = "4s"
+CUT_SLACK = 3.0  # seconds; the stated bound is 0.25 around expiry, here with ample slack
+REFUSED_WITHIN = 15.0  # seconds; without a refusal TCP tries for minutes
 
 
 class AdapterContract(ExitContract):
@@ -56,7 +56,7 @@ class AdapterContract(ExitContract):
 
     # Of lives that are waited for; longer where entering takes longer than in a process.
     short_ttl: ClassVar[str] = SHORT_TTL
-    expiring_ttl: ClassVar[str] = "3s"
+    expiring_ttl: ClassVar[str] = "6s"
     # What a refusal says: the preset, where anything but the kernel can tell.
     refusal: ClassVar[str] = "sandboxed"
 
@@ -152,8 +152,13 @@ class AdapterContract(ExitContract):
         """Renewals need no help of the work's."""
 
         def work(agent: LatticeAgent) -> tuple[Seen, Seen]:
-            first, began = agent.expires_at, look(lattice_world, agent)
-            wait_for("two renewals", lambda: (agent.expires_at - first).total_seconds() > 2)
+            expiries, began = {agent.expires_at}, look(lattice_world, agent)
+
+            def renewed() -> bool:
+                expiries.add(agent.expires_at)
+                return len(expiries) > 2
+
+            wait_for("two renewals", renewed)
             return began, look(lattice_world, agent)
 
         began, ended = self._run(lattice_world, work, ttl=self.short_ttl)
@@ -164,8 +169,8 @@ class AdapterContract(ExitContract):
         """Not later, and the agent learns why."""
 
         def work(agent: LatticeAgent) -> tuple[float, str]:
-            expiry = time.monotonic() + agent.remaining
             gate.close()
+            expiry = time.monotonic() + agent.remaining
             stream = agent.connect("github-tools.lattice", 80)
             with stream:
                 stream.settimeout(base.PATIENCE)

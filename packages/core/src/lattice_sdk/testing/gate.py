@@ -23,6 +23,7 @@ class Gate:
         self._address = self._listener.getsockname()
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
+        self._closed = False
         self.url = f"http://{host}:{self._address[1]}"
         threading.Thread(target=self._accept, name="gate", daemon=True).start()
 
@@ -38,12 +39,14 @@ class Gate:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         with self._lock:
+            self._closed = True
             for connection in self._connections:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def open(self) -> None:
         """Forward again, where it did before."""
+        self._closed = False
         self._listener = socket.create_server(self._address)
         threading.Thread(target=self._accept, name="gate", daemon=True).start()
 
@@ -58,6 +61,10 @@ class Gate:
                     continue
                 upstream.settimeout(None)
                 with self._lock:
+                    if self._closed:
+                        client.close()
+                        upstream.close()
+                        return
                     self._connections |= {client, upstream}
                 for source, sink in ((client, upstream), (upstream, client)):
                     threading.Thread(

@@ -97,8 +97,11 @@ class Leftovers:
 def descendants(pid: int) -> list[int]:
     """Children of the process, their children and so on (proc(5): task/TID/children)."""
     found: list[int] = []
+    tasks: list[str] = []
     with contextlib.suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
+        tasks = os.listdir(f"/proc/{pid}/task")
+    for task in tasks:
+        with contextlib.suppress(OSError):  # a thread that has ended
             children = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
             for child in map(int, children):
                 found += [child, *descendants(child)]

@@ -80,8 +80,10 @@ class Program:
 
 
 def arguments(pid: int) -> str:
-    """The command line of a process, which every user of the machine can read."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    """The command line of a process, which every user can read; nothing once it has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    return ""
 
 
 def environment(pid: int) -> str:
@@ -90,6 +92,6 @@ def environment(pid: int) -> str:
     Of a process that lets nobody of its user look into it, as a keeper of namespaces, there is
     nothing to be read.
     """
-    with contextlib.suppress(PermissionError):
+    with contextlib.suppress(PermissionError, FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
     return ""

@@ -22,7 +22,7 @@ __all__ = ["World", "start_world"]
 GRANTED = "github-tools"
 SECOND = "search"
 UNDESIGNATED = "payroll"
-END_TIMEOUT = 20.0  # seconds
+END_TIMEOUT = 60.0  # seconds
 
 
 @dataclass(frozen=True)

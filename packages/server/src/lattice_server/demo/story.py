@@ -246,13 +246,10 @@ class Story:
             ready = time.monotonic()
             self._wait("the download to run", lambda: download.last_byte > ready)
             self._footprint.remember_namespaces()
-            sent = time.monotonic()
-            httpx.delete(
-                f"{self._fabric.url}/api/v1/peers/{agent.peer_id}",
-                headers={"Authorization": f"Bearer {self._fabric.workspace_token}"},
-                timeout=15,
-                trust_env=False,
-            ).raise_for_status()
+            headers = {"Authorization": f"Bearer {self._fabric.workspace_token}"}
+            with httpx.Client(headers=headers, timeout=15, trust_env=False) as http:
+                sent = time.monotonic()
+                http.delete(f"{self._fabric.url}/api/v1/peers/{agent.peer_id}").raise_for_status()
             self._wait("the download to stop", lambda: download.stopped)
             after = download.last_byte - sent
         expect(
