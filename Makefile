@@ -16,7 +16,7 @@ endef
 # The race detector needs a C compiler; without one the tests run all the same.
 GO_RACE := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: help setup environments demo test test-engine test-contract test-whole test-attacks test-packages test-slow test-pods bench bench-quick bench-environment lint format docs component wheels image lock clean
+.PHONY: help setup environments demo test test-engine test-contract test-whole test-attacks test-server test-packages test-slow test-pods bench bench-quick bench-environment lint format docs component wheels image lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,10 +32,10 @@ environments: setup ## virtual environments for each AutoGen and for schemathesi
 demo: setup ## the whole story on this machine, without root
 	@$(BIN)/lattice demo
 
-# Tests mostly wait: for deadlines, for the kernel, for processes to end. So five lanes run at once, also on two cores.
+# Tests mostly wait: for deadlines, for the kernel, for processes to end. So six lanes run at once, also on two cores.
 test: environments ## the tests, but those of test-slow and test-pods; each lane's output when it has ended
 	@$(MAKE) --no-print-directory --jobs --keep-going --output-sync=target \
-		test-engine test-contract test-whole test-attacks test-packages
+		test-engine test-contract test-whole test-attacks test-server test-packages
 
 test-engine: setup ## a lane of test: the engine, with the race detector where there is a C compiler
 	cd packages/engine && $$(../../scripts/bootstrap.sh go) test -timeout 60m $(GO_RACE) ./...
@@ -45,13 +45,16 @@ test-contract: environments ## a lane of test: the contract, then AutoGen's gene
 	@$(call test-autogen,$(filter-out $(VARIANTS),$(AUTOGEN)))
 
 test-whole: environments ## a lane of test: everything together, and what the documentation says
-	$(BIN)/pytest -m 'not slow and not pods' --ignore=tests/contract --ignore=tests/security tests
+	$(BIN)/pytest -m 'not slow and not pods' --ignore=tests/contract --ignore=tests/security --ignore=tests/k8s tests
 
-test-attacks: environments ## a lane of test: attacks
-	$(BIN)/pytest -m 'not slow' tests/security
+test-attacks: environments ## a lane of test: attacks, and what pods run
+	$(BIN)/pytest -m 'not slow and not pods' tests/security tests/k8s
 
-test-packages: setup ## a lane of test: each package
-	$(BIN)/pytest -m 'not slow' packages
+test-server: setup ## a lane of test: the control plane and the gateway's daemon
+	$(BIN)/pytest -m 'not slow' packages/server
+
+test-packages: setup ## a lane of test: each other package
+	$(BIN)/pytest -m 'not slow' --ignore=packages/server packages
 
 test-slow: environments ## the tests that take long: the policy's truth table and its mutants, wheels, benchmarks, crowds, pyautogen
 	$(BIN)/pytest -m 'slow and not pods' tests packages

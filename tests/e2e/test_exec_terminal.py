@@ -213,7 +213,14 @@ def test_shell_with_job_control(run: Callable[..., Terminal]) -> None:
 
 def wait_until_reading(terminal: Terminal) -> None:
     """Until a job of the inner shell has the terminal."""
-    wait_for("the inner job", lambda: sleeping("47"))
+    wait_for("the inner job", lambda: [pid for pid in sleeping("47") if has_terminal(pid)])
+
+
+def has_terminal(pid: int) -> bool:
+    """Whether the process runs in its terminal's foreground: proc(5), of /proc/PID/stat."""
+    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    state, group, foreground = stat[0], stat[2], stat[5]
+    return state != "T" and group == foreground
 
 
 def test_nothing_is_typed_into_the_callers_terminal(

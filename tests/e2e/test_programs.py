@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from lattice_sdk import (
     DestinationUnreachable,
     LatticeAgent,
     Refused,
+    direct,
 )
 from support.waiting import wait_for
 from support.wrapped import GRANTED, curl
@@ -138,6 +141,18 @@ def test_refusals_are_worded_as_the_proxys(world: World, agent: LatticeAgent) ->
     with agent.http_client() as http, pytest.raises(Refused) as proxied:
         http.get(f"http://{payroll}/")
     assert str(direct.value) == str(proxied.value)
+
+
+@pytest.mark.parametrize("number", [errno.ECONNREFUSED, errno.ECONNRESET])
+def test_reset_is_no_lost_tunnel(world: World, agent: LatticeAgent, number: int) -> None:
+    """Also where the other end had taken the connection already."""
+
+    def told(host: str) -> Exception:
+        error = OSError(number, os.strerror(number))
+        return direct.explain(agent._life, error, host, 80)
+
+    assert isinstance(told("github-tools.lattice"), DestinationUnreachable)
+    assert isinstance(told(world.addresses["payroll"]), Refused)
 
 
 def test_granted_but_not_listening_is_no_refusal(world: World) -> None:

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from lattice_sdk.lifecycle import Lifecycle
 
 # By a reset, or by ICMP as the kernel passes it on (RFC 1122, 4.2.3.9): the gateway's two ways.
-_REFUSED = (errno.ECONNREFUSED, errno.EACCES, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EPERM)
+_REFUSED = (
+    *(errno.ECONNREFUSED, errno.EACCES, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EPERM),
+    errno.ECONNRESET,  # just after it was taken, as by a listener that closes
+)
 
 
 def connect(
