@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from lattice_sdk.sandbox import wire
 from support.sandboxes import NOBODY_IN_PARTICULAR, Sandbox, interpreter
 from support.waiting import process_alive, wait_for
 
@@ -286,6 +287,19 @@ def test_signal_before_the_program_is_there_is_not_lost(
             time.sleep(delay)  # into whichever stage of the start that is
             send(program, number, group=False)
             assert program.process.wait(20) == -number
+
+
+def test_order_that_waits_is_no_end_of_the_launcher() -> None:
+    """Or a signal that comes early would keep the program from being started."""
+    reading, writing = os.pipe()
+    try:
+        assert not wire.is_over(reading)
+        wire.order(writing, signal.SIGTERM, by_parent=False, stops=0)
+        assert not wire.is_over(reading)
+        os.close(writing)
+        assert wire.is_over(reading)
+    finally:
+        os.close(reading)
 
 
 def test_program_that_handles_ctrl_z_is_not_stopped_past_it(sandbox: Sandbox) -> None:

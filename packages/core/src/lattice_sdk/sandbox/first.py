@@ -68,7 +68,7 @@ class First:
     def _settle(self) -> None:
         """Become what the program will be in: from here on there is no way back."""
         kernel.die_with_parent()
-        if select.select([self._orders], [], [], 0)[0]:
+        if wire.is_over(self._orders):
             os._exit(NOT_SANDBOXED)  # the launcher is dead already, and nobody will kill this
         where, view = working_directory(), View(self._spec)
         view.make()

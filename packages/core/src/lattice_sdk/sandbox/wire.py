@@ -1,6 +1,7 @@
 """What the launcher and a sandbox's first process say to each other, by two pipes."""
 
 import os
+import select
 
 STARTED, STOPPED, CONTINUED, ENDED, FAILED, OBEYED = b"s", b"t", b"c", b"e", b"f", b"o"
 _HEAD = 1 + 4 + 4 + 4
@@ -59,6 +60,13 @@ def order(pipe: int, number: int, *, by_parent: bool, stops: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def is_over(pipe: int) -> bool:
+    """Whether the launcher has ended; orders that wait to be read do not say so."""
+    ended = select.poll()
+    ended.register(pipe, 0)  # POLLHUP comes unasked: poll(2)
+    return bool(ended.poll(0))
 
 
 def orders(pipe: int) -> list[tuple[int, bool, int]] | None:
