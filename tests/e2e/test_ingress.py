@@ -65,6 +65,25 @@ def test_a_listener_is_reached_at_the_overlay_address_and_knows_who_calls(world:
             assert connects(client, server.overlay_ip)
 
 
+def test_a_port_may_be_listened_on_again_at_once(world: World, monkeypatch: Any) -> None:
+    """However long the engine takes to close it."""
+    with coordinator(world, "server") as server, coordinator(world, "client") as client:
+        tunnel = server._forwards._tunnel
+        assert tunnel is not None
+        request = tunnel.request
+
+        async def slowly(what: str, *arguments: Any) -> Any:
+            if what == "delete_forward":
+                await asyncio.sleep(0.3)
+            return await request(what, *arguments)
+
+        monkeypatch.setattr(tunnel, "request", slowly)
+        server.listen(PORT).close()
+        with server.listen(PORT) as listener:
+            answer_once(listener)
+            assert connects(client, server.overlay_ip)
+
+
 def connects(agent: LatticeAgent, address: str, port: int = PORT) -> bool:
     try:
         with agent.connect(address, port, timeout=5) as stream:

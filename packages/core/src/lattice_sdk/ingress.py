@@ -5,6 +5,7 @@ For agents whose preset accepts ingress, and for tool services. The gateway deci
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 import socket
@@ -36,14 +37,16 @@ class Forwards(Companion):
         self._ids: dict[tuple[str, int], str] = {}
         self._tunnel: Tunnel | None = None
         self._on_end: list[Callable[[], None]] = []
+        self._changing = asyncio.Lock()  # a port that is on its way out may be asked for again
 
     async def tunnel_up(self, life: Lifecycle, tunnel: Tunnel) -> None:
         """Set all of them up."""
         if self._wanted:
             check_ingress(life)
-        self._tunnel, self._ids = tunnel, {}
-        for one in self._wanted.values():
-            await self._set_up(one)
+        async with self._changing:
+            self._tunnel, self._ids = tunnel, {}
+            for one in self._wanted.values():
+                await self._set_up(one)
 
     async def tunnel_down(self) -> None:
         """Close the listeners, which wakes who waits for somebody to connect."""
@@ -62,24 +65,27 @@ class Forwards(Companion):
         """
         check_ingress(life)
         key = _key(wanted)
-        if key in self._wanted:
-            raise ConfigurationError(f"port {key[1]}/{key[0]} has a listener already")
-        self._wanted[key] = wanted
-        try:
-            await self._set_up(wanted)
-        except BaseException:
-            del self._wanted[key]
-            raise
+        async with self._changing:
+            if key in self._wanted:
+                raise ConfigurationError(f"port {key[1]}/{key[0]} has a listener already")
+            self._wanted[key] = wanted
+            try:
+                await self._set_up(wanted)
+            except BaseException:
+                del self._wanted[key]
+                raise
 
     async def remove(self, wanted: dict[str, Any]) -> None:
         """End one; what goes through it ends with it. Again without effect."""
         key = _key(wanted)
-        if self._wanted.pop(key, None) is None:
-            return
-        number = self._ids.pop(key, None)
-        if self._tunnel is not None and number is not None:
-            with contextlib.suppress(Exception):  # an engine that has ended listens no more
-                await self._tunnel.request("delete_forward", number)
+        async with self._changing:
+            if self._wanted.get(key) is not wanted:
+                return
+            del self._wanted[key]
+            number = self._ids.pop(key, None)
+            if self._tunnel is not None and number is not None:
+                with contextlib.suppress(Exception):  # an engine that has ended listens no more
+                    await self._tunnel.request("delete_forward", number)
 
     def at_end(self, call: Callable[[], None]) -> None:
         """Have something called when the identity ends."""
