@@ -11,6 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+func init() {
+	if os.Getenv(testMode) == "" {
+		// A thread in a namespace of its own must end with it, and the first one of a process never ends: its
+		// namespace, which is what /proc/net and /proc/self show, stays the caller's. It belongs to TestMain alone.
+		runtime.LockOSThread()
+	}
+}
+
 // inNamespace runs a test on a thread with a network namespace of its own, which ends with the thread.
 func inNamespace(t *testing.T, test func(t *testing.T)) {
 	t.Helper()
