@@ -3,7 +3,6 @@
 import os
 import signal
 from collections.abc import Generator
-from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,7 +20,7 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 pytest_plugins = ["lattice_sdk.testing.plugin"]
 
 # How long an example takes on a busy machine says nothing. AutoGen's environments do without it.
-with suppress(ImportError):
+if find_spec("hypothesis"):
     from hypothesis import HealthCheck, settings
 
     settings.register_profile(

@@ -14,7 +14,7 @@ import pytest
 from conftest import World
 from lattice_sdk.testing.leftovers import descendants
 from support.terminal import Terminal
-from support.waiting import process_alive, processes_mentioning, wait_for
+from support.waiting import process_alive, process_stat, processes_mentioning, wait_for
 
 PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
 CTRL_C, CTRL_D, CTRL_Z, CTRL_BACKSLASH = "\x03", "\x04", "\x1a", "\x1c"
@@ -218,9 +218,8 @@ def wait_until_reading(terminal: Terminal) -> None:
 
 def has_terminal(pid: int) -> bool:
     """Whether the process runs in its terminal's foreground: proc(5), of /proc/PID/stat."""
-    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    state, group, foreground = stat[0], stat[2], stat[5]
-    return state != "T" and group == foreground
+    found = process_stat(pid)
+    return bool(found) and found[0] != "T" and found[2] == found[5]
 
 
 def test_nothing_is_typed_into_the_callers_terminal(

@@ -155,6 +155,8 @@ def test_agents_learn_from_the_control_plane_where_the_gateway_is_now(
             assert gateway_port(fabric) != former
             after = wait_for("the agent to be back", mover.is_served, timeout=60)
             assert after == before
+            # The same tunnel, and not one that was made anew.
+            wait_for("the log", lambda: "the gateway answers again" in mover.log())
         assert "the gateway has not answered" in mover.log()
         assert fabric.request("GET", f"/api/v1/peers/{before['peer']}")["overlayIP"]
 

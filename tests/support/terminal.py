@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from support.waiting import wait_for
+from support.waiting import process_state, wait_for
 
 # The session's leader, as a shell is: without one, the command's process group would be orphaned,
 # and the kernel would not stop it. It tells what becomes of the job on descriptor 3, and does on 4
@@ -55,12 +55,6 @@ while True:
     os.killpg(job, signal.SIGCONT)
 os.read(4, 64)
 """
-
-
-def state(pid: int) -> str:
-    """What proc(5) says of a process: ``T`` is stopped."""
-    with open(f"/proc/{pid}/stat") as stat:
-        return stat.read().rpartition(")")[2].split()[0]
 
 
 class Terminal:
@@ -171,7 +165,7 @@ class Terminal:
         os.write(self._orders, b"fg")
         if not dead:
             wait_for("the terminal to be its", lambda: os.tcgetpgrp(self._keys) == self.job)
-            wait_for("it to go on", lambda: state(self.job) != "T")
+            wait_for("it to go on", lambda: process_state(self.job) != "T")
 
     def _read(self, timeout: float) -> bool:
         if not select.select([self._keys], [], [], max(0.0, timeout))[0]:

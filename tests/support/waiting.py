@@ -27,13 +27,26 @@ def wait_for(
         time.sleep(pause)
 
 
+def process_stat(pid: int) -> list[str]:
+    """Of /proc/PID/stat what follows the command (proc(5)): state, parent, group and so on.
+
+    Nothing when the process has ended.
+    """
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def process_state(pid: int) -> str:
+    """One letter, as ps has it: ``T`` is stopped, ``Z`` a zombie; empty when it has ended."""
+    return "".join(process_stat(pid)[:1])
+
+
 def process_alive(pid: int) -> bool:
     """Whether the process runs; a zombie does not."""
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return process_state(pid) not in ("", "Z")
 
 
 def processes_mentioning(text: str) -> list[tuple[int, str]]:

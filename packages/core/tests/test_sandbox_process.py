@@ -18,7 +18,7 @@ import pytest
 
 from lattice_sdk.sandbox import wire
 from support.sandboxes import NOBODY_IN_PARTICULAR, Sandbox, interpreter
-from support.waiting import process_alive, wait_for
+from support.waiting import process_alive, process_state, wait_for
 
 # An ordinary user may not look into every directory of the tests' own PATH.
 CLEAN = {"PATH": "/usr/bin:/bin"}
@@ -254,10 +254,12 @@ def test_stop_and_continue(sandbox: Sandbox, group: bool) -> None:
             status = waited(pid)
             assert os.WIFSTOPPED(status)
             assert os.WSTOPSIG(status) == signal.SIGTSTP
-            wait_for("the program's stop", lambda: "T" in map(state, inner(program.process)))
+            wait_for(
+                "the program's stop", lambda: "T" in map(process_state, inner(program.process))
+            )
             send(program, signal.SIGCONT, group=group)
             assert os.WIFCONTINUED(waited(pid))
-            wait_for("all to go on", lambda: "T" not in map(state, inner(program.process)))
+            wait_for("all to go on", lambda: "T" not in map(process_state, inner(program.process)))
             wait_for("the launcher to attend", lambda: blocked(pid) >> (signal.SIGTSTP - 1) & 1)
         send(program, signal.SIGTERM, group=False)
         assert os.WTERMSIG(waited(pid)) == signal.SIGTERM
@@ -268,14 +270,6 @@ def blocked(pid: int) -> int:
     """The signals that a process blocks, as a mask."""
     fields = dict(line.split(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(fields["SigBlk"], 16)
-
-
-def state(pid: int) -> str:
-    """One letter, as ps has it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -380,7 +374,7 @@ def test_leash_ends_all_with_the_thread_that_started_it(own_sandbox: Sandbox) ->
         assert len(pids) == 3
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
-        wait_for("all to have stopped", lambda: {state(pid) for pid in pids} == {"T"})
+        wait_for("all to have stopped", lambda: {process_state(pid) for pid in pids} == {"T"})
         starter.kill()
         wait_for("all to be gone", lambda: not [p for p in pids if process_alive(p)])
 

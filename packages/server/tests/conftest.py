@@ -7,7 +7,6 @@ import base64
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -22,23 +21,12 @@ from lattice_server.app import create_app
 from lattice_server.control import ControlPlane
 from lattice_server.run import web_config
 from lattice_server.settings import ServerSettings
+from support.waiting import wait_for
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-def wait_for(what: str, condition: Callable[[], Any], timeout: float = 20) -> Any:
-    """Wait until the condition is truthy, and return it."""
-    end = time.monotonic() + timeout
-    while True:
-        late = time.monotonic() > end  # before the last look
-        if result := condition():
-            return result
-        if late:
-            raise AssertionError(f"waited {timeout} s in vain for {what}")
-        time.sleep(0.005)
 
 
 def new_key() -> str:

@@ -98,7 +98,7 @@ def test_keep_alive_and_long_lives_are_left_alone(plane: Any, monkeypatch: Any) 
             time.sleep(2.5)  # longer than a request may take: between requests nothing is due
     gateway = plane.gateway()
     token = plane.workspace("ws")
-    time.sleep(2.5)
+    time.sleep(2.5)  # nor on a web socket
     plane.enrolled(token)
     assert gateway.closed is None
 

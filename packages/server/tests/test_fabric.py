@@ -7,8 +7,7 @@ import stat
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +16,7 @@ import pytest
 
 from lattice_engine import EngineClient, EngineError
 from lattice_server.fabric import Fabric, FabricError
-
-
-def wait_for(what: str, condition: Callable[[], Any], timeout: float = 20) -> Any:
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
-        time.sleep(0.01)
-    return value
-
-
-def running(pid: int | None) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def processes_of(directory: Path) -> list[str]:
-    """Command lines that mention the directory, of processes that run."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if str(directory) in command and running(int(process.name)):
-            found.append(command)
-    return found
+from support.waiting import process_alive, processes_mentioning, wait_for
 
 
 def enroll(fabric: Fabric, **more: object) -> dict[str, Any]:
@@ -83,16 +55,16 @@ def test_nothing_is_left_and_secrets_are_private(tmp_path: Path) -> None:
     directory = tmp_path / "fabric"
     with Fabric(directory) as fabric:
         pids = [fabric.server_pid, fabric.gateway_pid, fabric.engine_pid]
-        assert all(running(pid) for pid in pids)
+        assert all(process_alive(pid) for pid in pids)
         secrets = [fabric.admin_token, fabric.workspace_token]
         secrets.append((directory / "gateway.token").read_text().strip())
-        for command in processes_of(directory):
+        for _, command in processes_mentioning(str(directory)):
             assert not any(secret in command for secret in secrets)
         for pid in pids:
             environment = Path(f"/proc/{pid}/environ").read_text()
             assert not any(secret in environment for secret in secrets)
-    assert not any(running(pid) for pid in pids)
-    assert processes_of(directory) == []
+    assert not any(process_alive(pid) for pid in pids)
+    assert processes_mentioning(str(directory)) == []
     sockets = [path for path in directory.rglob("*") if stat.S_ISSOCK(path.lstat().st_mode)]
     assert sockets == []
     for log in directory.glob("*.log"):
@@ -146,9 +118,9 @@ def test_stop_ends_an_engine_whose_daemon_is_dead(tmp_path: Path) -> None:
         engine = fabric.engine_pid
         fabric.kill_gateway_daemon()
         fabric.kill_server()
-        assert running(engine)
-    assert not running(engine)
-    assert processes_of(tmp_path) == []
+        assert process_alive(engine)
+    assert not process_alive(engine)
+    assert processes_mentioning(str(tmp_path)) == []
 
 
 @pytest.mark.parametrize("daemon_dead", [False, True])
@@ -168,19 +140,19 @@ def test_all_ends_when_the_fabrics_process_is_killed(tmp_path: Path, daemon_dead
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     engine = int(parent.stdout.readline())
-    assert running(engine)
+    assert process_alive(engine)
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    wait_for("the end of all processes", lambda: not processes_of(tmp_path))
-    assert not running(engine)
+    wait_for("the end of all processes", lambda: not processes_mentioning(str(tmp_path)))
+    assert not process_alive(engine)
 
 
 def test_a_part_that_does_not_start_shows_its_log(tmp_path: Path) -> None:
     with pytest.raises(FabricError, match="overlay") as failure:
         Fabric(tmp_path, server_options={"overlay": "10.96.0.0/31"}).start()
     assert "server ended with exit status" in str(failure.value)
-    assert processes_of(tmp_path) == []
+    assert processes_mentioning(str(tmp_path)) == []
 
 
 def test_refused_management_calls_say_why(fabric: Fabric) -> None:
@@ -218,4 +190,4 @@ def test_dev_prints_what_to_export_and_leaves_nothing() -> None:
         dev.kill()
         dev.communicate()
     assert not directory.exists()
-    assert processes_of(directory) == []
+    assert processes_mentioning(str(directory)) == []

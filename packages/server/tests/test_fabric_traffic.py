@@ -6,8 +6,7 @@ import contextlib
 import socket
 import socketserver
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from lattice_engine import EngineError, EngineProcess
 from lattice_server.fabric import Fabric
-
-
-def wait_for(what: str, condition: Callable[[], Any], timeout: float = 20) -> Any:
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
-        time.sleep(0.01)
-    return value
+from support.waiting import wait_for
 
 
 class Echo(socketserver.BaseRequestHandler):

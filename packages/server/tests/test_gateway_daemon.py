@@ -13,8 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +22,9 @@ from websockets.sync.server import Server, ServerConnection, serve
 
 from lattice_engine import EngineClient, EngineError
 from lattice_server.ports import free_port
+from support.waiting import process_alive, wait_for
 
 TOKEN = "lt-g" + "x" * 43
-
-
-def wait_for(what: str, condition: Callable[[], Any], timeout: float = 20) -> Any:
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
-        time.sleep(0.01)
-    return value
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def peer(name: str, address: str, **more: Any) -> dict[str, Any]:
@@ -189,7 +174,7 @@ def test_sigterm_ends_the_data_plane_too(gateway: Gateway, script: Script) -> No
     script.link().sync(1)
     engine = gateway.known["pid"]
     assert gateway.signal(signal.SIGTERM) == 0
-    assert not running(engine)
+    assert not process_alive(engine)
     assert not (gateway.state / "engine" / "control.sock").exists()
 
 
@@ -198,13 +183,13 @@ def test_with_keep_engine_the_next_daemon_takes_it_up(gateway: Gateway, script: 
     script.link().sync(1, peer("peer-a", "10.96.1.1"))
     before = gateway.known
     assert gateway.signal(signal.SIGTERM) == 0
-    assert running(before["pid"])
+    assert process_alive(before["pid"])
     assert gateway.peers() == {"peer-a"}
     gateway.start()
     script.link()
     assert gateway.known == before
     assert gateway.signal(signal.SIGTERM) == 0
-    assert not running(before["pid"])
+    assert not process_alive(before["pid"])
 
 
 def test_a_killed_daemons_engine_enforces_on_and_is_adopted(
@@ -214,7 +199,7 @@ def test_a_killed_daemons_engine_enforces_on_and_is_adopted(
     script.link().sync(1, peer("peer-a", "10.96.1.1"), peer("peer-b", "10.96.1.2", expiresIn=4.0))
     before = gateway.known
     gateway.signal(signal.SIGKILL)
-    assert running(before["pid"])
+    assert process_alive(before["pid"])
     wait_for("the deadline to be kept without a daemon", lambda: gateway.peers() == {"peer-a"})
     gateway.start()
     link = script.link()
@@ -377,7 +362,7 @@ def test_two_daemons_cannot_share_a_state_directory(gateway: Gateway, script: Sc
     assert second.process is not None
     assert second.process.wait(20) == 1
     assert "another gateway daemon" in second.log.read_text()
-    assert running(gateway.known["pid"])
+    assert process_alive(gateway.known["pid"])
 
 
 def test_sigterm_ends_it_while_the_control_plane_is_unreachable(
@@ -388,5 +373,5 @@ def test_sigterm_ends_it_while_the_control_plane_is_unreachable(
     wait_for("an attempt", lambda: "no stream from" in gateway.log.read_text())
     engine = gateway.known["pid"]
     assert gateway.signal(signal.SIGTERM) == 0
-    assert not running(engine)
+    assert not process_alive(engine)
     script.start()
