@@ -44,8 +44,8 @@ test-contract: environments ## a lane of test: the contract, then AutoGen's gene
 	$(BIN)/pytest -m 'not slow and not pods' tests/contract
 	@$(call test-autogen,$(filter-out $(VARIANTS),$(AUTOGEN)))
 
-test-whole: environments ## a lane of test: everything together, and what the documentation says
-	$(BIN)/pytest -m 'not slow and not pods' --ignore=tests/contract --ignore=tests/security --ignore=tests/k8s tests
+test-whole: environments ## a lane of test: everything together
+	$(BIN)/pytest -m 'not slow and not pods' tests/e2e
 
 test-attacks: environments ## a lane of test: attacks, and what pods run
 	$(BIN)/pytest -m 'not slow and not pods' tests/security tests/k8s
@@ -53,8 +53,9 @@ test-attacks: environments ## a lane of test: attacks, and what pods run
 test-server: setup ## a lane of test: the control plane and the gateway's daemon
 	$(BIN)/pytest -m 'not slow' packages/server
 
-test-packages: setup ## a lane of test: each other package
+test-packages: environments ## a lane of test: each other package, then what the documentation says
 	$(BIN)/pytest -m 'not slow' --ignore=packages/server packages
+	$(BIN)/pytest -m 'not slow and not pods' tests/test_*.py
 
 test-slow: environments ## the tests that take long: the policy's truth table and its mutants, wheels, benchmarks, crowds, pyautogen
 	$(BIN)/pytest -m 'slow and not pods' tests packages

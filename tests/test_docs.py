@@ -97,7 +97,7 @@ def test_session_of_the_api_page_runs(world: World, tmp_path: Path) -> None:
 
 def test_api_page_has_every_route_and_every_code(world: World) -> None:
     text = (ROOT / "docs" / "api.md").read_text()
-    routes = httpx.get(f"{world.fabric.url}/openapi.json").json()["paths"]
+    routes = httpx.get(f"{world.fabric.url}/openapi.json", timeout=60).json()["paths"]
     named = set(re.findall(r"`(?:[A-Z]+ )?(/[^`?\s]*)`", text))
     named |= {"/apis/alattice.io/v1alpha1/namespaces/{workspace}/latticepeers/{peer_id}"}
     assert set(routes) - named == set()
@@ -110,7 +110,7 @@ def test_operations_page_has_every_setting_and_metric(world: World) -> None:
     settings = text.partition("| setting |")[2].partition("\n\n")[0]
     named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]*) \|", settings, re.M))))
     assert named == set(ServerSettings.model_fields)
-    exposed = httpx.get(f"{world.fabric.url}/metrics").text
+    exposed = httpx.get(f"{world.fabric.url}/metrics", timeout=60).text
     families = {
         name + ("_total" if kind == "counter" and not name.endswith("_total") else "")
         for name, kind in re.findall(r"^# TYPE (lattice_\w+) (\w+)", exposed, re.MULTILINE)

@@ -26,7 +26,7 @@ def test_pair_is_two_identities_and_the_program_has_the_network_of_its_runner(
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -208,6 +208,7 @@ def test_state_that_cannot_be_kept_leaves_no_identity(world: World, tmp_path: Pa
             world.fabric.url + handler.path,
             content=handler.body,
             headers={name: handler.headers[name] for name in ("Authorization", "Content-Type")},
+            timeout=30,
         )
         made.append(answer.json()["peerId"])
         shutil.rmtree(state)
@@ -217,6 +218,7 @@ def test_state_that_cannot_be_kept_leaves_no_identity(world: World, tmp_path: Pa
         httpx.delete(
             world.fabric.url + handler.path,
             headers={"Authorization": handler.headers["Authorization"]},
+            timeout=30,
         ).raise_for_status()
         send(handler, 200, "application/json", b"{}")
 
@@ -248,6 +250,7 @@ def other_clock(url: str, shift: timedelta) -> Iterator[str]:
                 for name, value in handler.headers.items()
                 if name.lower() in ("authorization", "content-type")
             },
+            timeout=30,
         )
         body = stamp.sub(shifted, answer.text).encode()
         date = parsedate_to_datetime(answer.headers["Date"]) + shift
@@ -268,12 +271,13 @@ def other_clock(url: str, shift: timedelta) -> Iterator[str]:
 @pytest.mark.parametrize("days", [-1, 1])
 def test_clock_that_is_wrong_by_a_day_does_no_harm(world: World, days: int) -> None:
     with other_clock(world.fabric.url, timedelta(days=days)) as front:
-        with world.agent(server=front, ttl="4s") as agent, agent.http_client() as http:
-            assert 0 < agent.remaining <= 4.05
+        opening = world.agent(server=front, ttl="12s")
+        with opening as agent, agent.http_client(timeout=30) as http:
+            assert 0 < agent.remaining <= 12.05
             first = agent.expires_at
-            wait_for("two renewals", lambda: (agent.expires_at - first).total_seconds() > 3)
+            wait_for("two renewals", lambda: (agent.expires_at - first).total_seconds() > 9)
             assert http.get("http://github-tools.lattice/").status_code == 200
-            assert 0 < agent.remaining <= 4.05
+            assert 0 < agent.remaining <= 12.05
             peer = agent.peer_id
         path = f"/api/v1/peers?workspaceId={world.fabric.workspace}"
         assert peer not in {p["peerId"] for p in world.fabric.request("GET", path)["items"]}

@@ -208,7 +208,7 @@ def test_connector_serves_a_tool_until_sigterm(admin: Shell, world: World) -> No
                 answer = http.get("http://notes.lattice/").raise_for_status().json()
                 assert answer["client"] == agent.overlay_ip
                 process.send_signal(signal.SIGTERM)
-                assert process.wait(15) == 0
+                assert process.wait(60) == 0
         (service,) = [s for s in admin.read("services", "list") if s["name"] == "notes"]
         assert service["connected"] is False
         assert ready["overlayIP"] == service["address"]
@@ -379,7 +379,7 @@ def test_reader_that_leaves_is_no_error(admin: Shell) -> None:
         env=admin.environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 0

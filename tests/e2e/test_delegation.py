@@ -90,11 +90,11 @@ def test_sub_agent_ends_with_its_parent_with_control_plane_and_gateway_daemon_de
     fabric, engine = broken_world.fabric, EngineProcess.start_netstack()
     try:
         with broken_world.agent(ttl="12s") as parent:
-            ends = parent.expires_at
-            helper = parent.delegate_sync("bare", max_lifetime="10h")
+            helper = parent.delegate_sync("bare", ttl="1h", max_lifetime="10h")
             fabric.workspace_token = helper.token.get_secret_value()
-            tunnel = open_bare_tunnel(fabric, engine, ttl="12s")
-            deadline = time.monotonic() + ends.timestamp() - time.time()
+            tunnel = open_bare_tunnel(fabric, engine)  # which asks for an hour
+            # Not asked before, as the parent may have been renewed meanwhile.
+            deadline = time.monotonic() + parent.expires_at.timestamp() - time.time()
             assert tunnel.deadline <= deadline + 0.01
             download = Download("http://github-tools.lattice/stream", tunnel.proxy_env)
             fabric.kill_server()

@@ -36,7 +36,8 @@ MODEL = "api.model.localhost"
 def fabric(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fabric]:
     """A fabric with an egress connector whose workspace permits loopback targets."""
     directory = tmp_path_factory.mktemp("egress")
-    with Fabric(directory, server_options={"gateway_wait": 10}, egress=True) as fabric:
+    patient = {"gateway_wait": 10, "delete_wait": 10}
+    with Fabric(directory, server_options=patient, egress=True) as fabric:
         open_loopback(fabric, "dev")
         yield fabric
 
@@ -74,7 +75,7 @@ def test_a_name_is_reached_under_its_own_name_with_tls_end_to_end(
 ) -> None:
     with (
         agent((MODEL, model.port)) as alice,
-        alice.http_client(verify=model.trust) as http,
+        alice.http_client(verify=model.trust, timeout=60) as http,
     ):
         assert http.get(f"https://{MODEL}:{model.port}/").text == "ok"
         assert model.seen[-1] == (MODEL, f"{MODEL}:{model.port}")
@@ -88,7 +89,7 @@ def test_a_program_in_a_sandbox_uses_the_name_as_if_it_were_outside(
         "tls = ssl.create_default_context(cafile=sys.argv[2])\n"
         "for url in sys.argv[1], 'https://127.0.0.1' + sys.argv[1][sys.argv[1].rindex(':'):]:\n"
         "    try:\n"
-        "        print(urllib.request.urlopen(url, timeout=10, context=tls).read().decode())\n"
+        "        print(urllib.request.urlopen(url, timeout=60, context=tls).read().decode())\n"
         "    except OSError as error:\n"
         "        print(error)\n"
     )
@@ -219,7 +220,7 @@ def test_names_outlive_a_connector_that_is_killed(
         wait_for("its peer to be gone", lambda: len(known - peers(fabric)) == 2)
         before = peers(fabric)
         with pytest.raises(EgressUnavailable) as failure:
-            agent(("other.localhost", 443), timeout=8).open()
+            agent(("other.localhost", 443), timeout=30).open()
         assert "lattice egress" in str(failure.value)
         assert peers(fabric) == before
         fabric.start_egress()
@@ -240,7 +241,7 @@ def peers(fabric: Fabric) -> set[str]:
 
 def connects(agent: LatticeAgent, host: str, port: int) -> bool:
     try:
-        agent.connect(host, port, timeout=3).close()
+        agent.connect(host, port, timeout=30).close()
     except (Refused, DestinationUnreachable):
         return False
     return True
@@ -271,7 +272,7 @@ def test_a_name_of_a_pattern_is_served_when_a_program_first_uses_it(
                 sys.executable,
                 "-c",
                 "import httpx, ssl, sys; tls = ssl.create_default_context(cafile=sys.argv[2])\n"
-                "print(httpx.get(sys.argv[1], verify=tls).text)",
+                "print(httpx.get(sys.argv[1], verify=tls, timeout=60).text)",
                 f"https://{MODEL}:{model.port}/",
                 str(model.certificate),
             ],
@@ -282,7 +283,7 @@ def test_a_name_of_a_pattern_is_served_when_a_program_first_uses_it(
             check=True,
         )
         assert done.stdout.strip() == "ok"
-        with alice.http_client(verify=model.trust) as http:
+        with alice.http_client(verify=model.trust, timeout=60) as http:
             assert http.get(f"https://{MODEL}:{model.port}/").text == "ok"
         with pytest.raises(Refused, match=r"model\.localhost"):
             alice.connect("model.localhost", model.port)
@@ -347,7 +348,7 @@ def test_the_command_serves_names(
                 assert connects(alice, MODEL, model.port)
         finally:
             command.terminate()
-        assert command.wait(20) == 0
+        assert command.wait(60) == 0
     assert not any(
         peer["workspaceId"] == "by-hand"
         for peer in fabric.request("GET", "/api/v1/peers?limit=1000")["items"]

@@ -215,7 +215,13 @@ def test_interrupt_during_the_start_leaves_nothing(lattice: Exec) -> None:
         with lattice.start("sleep", "4802", stdin=subprocess.DEVNULL) as process:
             time.sleep(delay)  # into whichever stage of the start that is
             process.send_signal(signal.SIGINT)
-            assert process.wait(20) in (-signal.SIGINT, 1), delay
+            try:
+                status = process.wait(10)
+            except subprocess.TimeoutExpired:
+                # Python drops what its own handler raises in a callback, as of an early import.
+                process.send_signal(signal.SIGINT)
+                status = process.wait(60)
+            assert status in (-signal.SIGINT, 1), delay
     wait_for("programs to be gone", lambda: not processes_mentioning("sleep 4802"))
 
 
@@ -293,18 +299,20 @@ def test_identity_is_renewed_while_the_program_runs(lattice: Exec) -> None:
     """The SDK takes it over in time, and gives it back in the end."""
     before, own = lattice.agents(), os.getpriority(os.PRIO_PROCESS, 0)
     step = f"curl -sS --max-time 9 {GRANTED} || exit 1; echo; sleep 1"
-    script = f"for i in 1 2 3 4 5 6 7 8 9 10 11 12; do {step}; done; read -r _"
+    script = f"for i in $(seq 22); do {step}; done; read -r _"
     with lattice.start(
-        "sh", "-c", script, options=("--ttl", "10s"), stdin=subprocess.PIPE
+        "sh", "-c", script, options=("--ttl", "20s"), stdin=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
-        clients = [json.loads(line)["client"] for line in itertools.islice(process.stdout, 12)]
+        clients = [json.loads(line)["client"] for line in itertools.islice(process.stdout, 22)]
         # What has renewed it: at a lower priority it would come too late on a busy machine.
-        tasks = Path(f"/proc/{process.pid}/task").iterdir()
-        levels = {os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in tasks}
-        process.communicate("\n", timeout=20)
+        levels = set()
+        for task in Path(f"/proc/{process.pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):  # a thread that has ended meanwhile
+                levels.add(os.getpriority(os.PRIO_PROCESS, int(task.name)))
+        process.communicate("\n", timeout=60)
         assert process.returncode == 0
-    assert len(clients) == 12
+    assert len(clients) == 22
     assert len(set(clients)) == 1
     assert levels == {own}
     assert lattice.agents() <= before
@@ -318,7 +326,7 @@ def test_program_without_renewals_loses_its_network_and_is_told(lattice: Exec) -
             "sh",
             "-c",
             script,
-            options=("--ttl", "3s", "--server", gate.url),
+            options=("--ttl", "8s", "--server", gate.url),
             stdin=subprocess.PIPE,
             stderr=(lattice.temporary.parent / "errors").open("w"),
         ) as process,
@@ -330,7 +338,7 @@ def test_program_without_renewals_loses_its_network_and_is_told(lattice: Exec) -
             "the end of the identity to be told",
             lambda: "has ended" in (lattice.temporary.parent / "errors").read_text(),
         )
-        output, _ = process.communicate("\n", timeout=30)
+        output, _ = process.communicate("\n", timeout=60)
     assert output == "7\n"
     assert process.returncode == 0
 
@@ -404,7 +412,7 @@ def test_wrong_usage(lattice: Exec, options: tuple[str, ...], sentence: str) -> 
     ],
 )
 def test_failure_says_what_to_do(lattice: Exec, environment: dict[str, str], sentence: str) -> None:
-    done = lattice.run("echo", "ran", environment={**environment, "LATTICE_TIMEOUT": "3"})
+    done = lattice.run("echo", "ran", environment={**environment, "LATTICE_TIMEOUT": "20"})
     assert (done.returncode, done.stdout) == (125, "")
     assert sentence in done.stderr
     assert "what to do" in done.stderr

@@ -36,7 +36,10 @@ class SecureFabric(Fabric):
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
         self.ca_file, key = self_signed(directory)
-        super().__init__(directory, server_options={"tls_cert": self.ca_file, "tls_key": key})
+        patient = {"gateway_wait": 20, "delete_wait": 20}
+        super().__init__(
+            directory, server_options={"tls_cert": self.ca_file, "tls_key": key, **patient}
+        )
 
     def _start_child(self, command: str, arguments: list[str], extra: dict[str, str]) -> Any:
         if command == "gateway":
@@ -51,6 +54,7 @@ class SecureFabric(Fabric):
             headers={"Authorization": f"Bearer {self.admin_token}"},
             verify=ssl.create_default_context(cafile=str(self.ca_file)),
             trust_env=False,
+            timeout=60,
         )
         answer.raise_for_status()
         return answer.json() if answer.content else None
@@ -131,7 +135,7 @@ def test_agent_enrolls_works_renews_and_leaves(
         assert before is not None
         assert agent.expires_at is not None
         assert agent.expires_at > before
-        with agent.http_client() as http:
+        with agent.http_client(timeout=60) as http:
             assert http.get(SERVICE).json()["client"] == agent.overlay_ip
 
 
@@ -184,7 +188,7 @@ def test_program_enrolls_and_leaves(fabric: SecureFabric, home: Path, way: str) 
         assert json.loads(process.stdout.readline())["service"] == "github-tools"
         assert loaded_the_sdk(process.pid) == (way == "sdk")  # who has enrolled
         assert len(fabric.agents()) == 1
-        process.communicate("\n", timeout=30)
+        process.communicate("\n", timeout=60)
         assert process.returncode == 0
 
 

@@ -30,7 +30,8 @@ STEPS = 14
 def run(directory: Path, examples: int, number: int, expiries: int = 0) -> None:
     """Run examples of the machine on a fabric of their own; ``number`` is their seed."""
     with ExitStack() as stack:
-        fabric = stack.enter_context(Fabric(directory, server_options={"gateway_wait": 10}))
+        patient = {"gateway_wait": 10, "delete_wait": 10}
+        fabric = stack.enter_context(Fabric(directory, server_options=patient))
         truth = Truth(stack, fabric, expiries)
         run_state_machine_as_test(
             seed(number)(type("TruthTable", (PolicyMachine,), {"truth": truth})),

@@ -68,7 +68,7 @@ def test_programs_of_one_agent_share_a_loopback(agent: LatticeAgent) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as server:
-        ask = curl("-o", "/dev/null", "--retry-connrefused", "--retry", "9", "--retry-delay", "1")
+        ask = curl("-o", "/dev/null", "--retry-connrefused", "--retry", "60", "--retry-delay", "1")
         done = agent.run([*ask, "http://127.0.0.1:8099/"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         with pytest.raises(ConnectionRefusedError):

@@ -51,7 +51,7 @@ def test_run_is_as_subprocess_run(agent: LatticeAgent) -> None:
 def test_run_kills_at_its_timeout(agent: LatticeAgent) -> None:
     script = ["sh", "-c", "echo so far; sleep 60 & sleep 60"]
     with pytest.raises(subprocess.TimeoutExpired) as expired:
-        agent.run(script, timeout=5, stdout=subprocess.PIPE)
+        agent.run(script, timeout=10, stdout=subprocess.PIPE)
     assert expired.value.output == b"so far\n"
 
 

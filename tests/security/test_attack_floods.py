@@ -18,7 +18,7 @@ from lattice_server.connections import allow_files
 from support.tenants import Api, Tenant, two_tenants
 from support.waiting import wait_for
 
-GATEWAY_WAIT = 10.0  # seconds that an enrollment may wait for its gateway, as these fabrics are set
+GATEWAY_WAIT = 20.0  # seconds that an enrollment may wait for its gateway, as these fabrics are set
 # An honest tenant is served while another floods: no bound of the product's, but far from starving.
 PATIENCE = 45.0
 
@@ -59,7 +59,7 @@ def test_flood_of_enrollments_of_one_token_does_not_starve_another(
     with ThreadPoolExecutor(40) as pool:
         floods = [pool.submit(flood) for _ in range(40)]
         try:
-            wait_for("the flood", lambda: len(statuses) > 80, timeout=60)
+            wait_for("the flood", lambda: len(statuses) > 80, timeout=120)
             works(api, ours)
         finally:
             stop.set()
@@ -205,7 +205,7 @@ def test_bodies_that_one_address_holds_back_keep_nobody_out(
         works(api, ours)
         # Not its neighbours behind the same address either.
         neighbour = httpx.HTTPTransport(local_address="127.0.0.2")
-        with httpx.Client(transport=neighbour, base_url=api.fabric.url, timeout=30) as http:
+        with httpx.Client(transport=neighbour, base_url=api.fabric.url, timeout=60) as http:
             headers = {"Authorization": f"Bearer {ours.token['token']}"}
             enrolled = http.post("/api/v1/agent-enroll", json={"agentName": "x"}, headers=headers)
             assert enrolled.status_code == 201, enrolled.text

@@ -133,6 +133,7 @@ def is_out(text: str) -> bool:
 
 
 @pytest.mark.anyio
+@pytest.mark.timeout(600)
 async def test_told_to_exfiltrate_it_reaches_its_model_and_its_tool_and_nothing_else(
     host: Targets,
     lattice_world: World,

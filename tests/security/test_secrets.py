@@ -115,7 +115,8 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
     """A fabric whose processes log all that they can, while it still runs."""
     directory = tmp_path_factory.mktemp("secrets")
     life = Life(directory)
-    with Fabric(directory, server_options={"log_level": "debug"}) as fabric:
+    options = {"log_level": "debug", "gateway_wait": 20, "delete_wait": 20}
+    with Fabric(directory, server_options=options) as fabric:
         with Tap(fabric.url) as tap:
             use(life, fabric, tap)
             life.sent, life.received = bytes(tap.sent), bytes(tap.received)

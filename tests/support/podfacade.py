@@ -52,8 +52,9 @@ class PodAgent(ABC):
         answer = self.pod.probe("/readyz")
         return str(answer.json()["state"]) if answer is not None else "unknown"
 
-    def http_client(self) -> httpx.Client:
+    def http_client(self, **options: Any) -> httpx.Client:
         return httpx.Client(
+            **options,
             transport=self._transport(),
             trust_env=False,
             # The proxy keeps connections to services for the next request, longer than a test.

@@ -62,7 +62,7 @@ class PodProcesses:
     def init(self, **environment: str) -> tuple[int, str]:
         """Run the init container to its end; its status and what it told."""
         with self.start("init", token=True, **environment) as process:
-            told = process.communicate(timeout=30)[1]
+            told = process.communicate(timeout=60)[1]
         self.told.append(told)
         return process.returncode, told
 

@@ -42,7 +42,7 @@ class Api:
 
     def __init__(self, fabric: Fabric) -> None:
         self.fabric = fabric
-        self.http = httpx.Client(base_url=fabric.url, timeout=30, trust_env=False)
+        self.http = httpx.Client(base_url=fabric.url, timeout=60, trust_env=False)
 
     def call(
         self, method: str, path: str, token: str | None = None, **options: Any

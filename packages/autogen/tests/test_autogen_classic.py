@@ -225,7 +225,8 @@ def test_copy_that_cannot_enroll_leaves_nothing(lattice_world: World, make: Make
     before = lattice_world.peers()
     with pytest.raises(LatticeError):
         copy.deepcopy(agent)
-    assert lattice_world.peers() == before
+    # Not all of them: one of another test may be on its way back.
+    assert agent.lattice_agent.peer_id in lattice_world.peers() <= before
 
 
 # Chats of several.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import stat
@@ -137,6 +138,7 @@ def test_nothing_of_the_settings_is_open_after_the_options(lattice_world: World)
         links = Path("/proc/self/fd").iterdir()
         return [one.name for one in links if "lattice-claude" in _target(one)]
 
+    gc.collect()  # settings of other tests may still be open, and would be closed meanwhile
     before = in_memory()
     with LatticeAgent(**lattice_world.settings(isolation="proxy")) as agent:
         kept = [claude_options(agent) for _ in range(3)]

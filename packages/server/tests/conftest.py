@@ -190,12 +190,16 @@ class Running:
 
 @pytest.fixture(scope="session")
 def make_control_plane(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """A factory of running control planes (context managers); keyword arguments are settings."""
+    """A factory of running control planes (context managers); keyword arguments are settings.
+
+    Their gateways have time also on a busy machine.
+    """
 
     @contextmanager
     def make(**options: Any) -> Iterator[Running]:
         directory = options.pop("data_dir", None) or tmp_path_factory.mktemp("server")
-        running = Running(ServerSettings(data_dir=directory, port=0, **options))
+        patient = {"gateway_wait": 20, "delete_wait": 20, **options}
+        running = Running(ServerSettings(data_dir=directory, port=0, **patient))
         running.start()
         try:
             yield running
@@ -207,8 +211,8 @@ def make_control_plane(tmp_path_factory: pytest.TempPathFactory) -> Callable[...
 
 @pytest.fixture
 def plane(make_control_plane: Callable[..., Any]) -> Iterator[Running]:
-    """A control plane of the test's own, whose gateway has time also on a busy machine."""
-    with make_control_plane(gateway_wait=20, delete_wait=20) as running:
+    """A control plane of the test's own."""
+    with make_control_plane() as running:
         yield running
 
 

@@ -75,6 +75,7 @@ def test_abandoned_attempt_does_not_take_the_identity_of_the_next_one(
     seen = httpx.get(
         f"{plane.url}/api/v1/peers/{identity['peerId']}",
         headers={"Authorization": f"Bearer {identity['enrollmentToken']}"},
+        timeout=30,
     )
     assert seen.status_code == 200
     assert list(gateway.peers) == [identity["peerId"]]

@@ -92,7 +92,7 @@ def test_answer_comes_only_after_the_gateway_has_the_peer(
         wait("the update", lambda: gateway.peers)
         assert not answer.done()
         gateway.send({"type": "ack", "revision": gateway.messages[-1]["revision"]})
-        assert answer.result(10).status_code == 201
+        assert answer.result(60).status_code == 201
 
 
 def test_same_key_again_is_the_same_identity_with_a_new_token(
@@ -195,7 +195,7 @@ def test_enrollment_survives_a_gateway_that_reconnects_in_time(
         wait("the update", lambda: gateway.peers)
         gateway.close()
         plane.gateway()
-        assert answer.result(10).status_code == 201
+        assert answer.result(60).status_code == 201
 
 
 def test_answer_lists_the_services_it_reaches(plane: Any, gateway: Any, token: str) -> None:

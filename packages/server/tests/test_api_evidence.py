@@ -226,7 +226,7 @@ def test_stream_ends_with_its_token(
     follower = Follower(plane, made["token"], "?follow=true", Accept=accept)
     wait("the beginning", lambda: follower.lines)
     plane.manage("DELETE", f"/api/v1/tokens/{made['id']}")
-    assert follower.over.wait(10)
+    assert follower.over.wait(60)
     plane.workspace("made-too-late")
     assert "made-too-late" not in "".join(follower.lines)
 

@@ -84,8 +84,8 @@ def test_slow_clients_do_not_keep_others_waiting(plane: Any) -> None:
 
 
 def test_keep_alive_and_long_lives_are_left_alone(plane: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("lattice_server.connections.HEADER_SECONDS", 2)
-    monkeypatch.setattr("lattice_server.connections.REQUEST_SECONDS", 2)
+    monkeypatch.setattr("lattice_server.connections.HEADER_SECONDS", 5)
+    monkeypatch.setattr("lattice_server.connections.REQUEST_SECONDS", 5)
     with connection(plane) as client:
         for _ in range(3):
             client.sendall(HEAD + b"\r\n")
@@ -95,10 +95,10 @@ def test_keep_alive_and_long_lives_are_left_alone(plane: Any, monkeypatch: Any) 
                 assert part, f"closed after {answer!r}"
                 answer += part
             assert answer.startswith(b"HTTP/1.1 200")
-            time.sleep(2.5)  # longer than a request may take: between requests nothing is due
+            time.sleep(5.5)  # longer than a request may take: between requests nothing is due
     gateway = plane.gateway()
     token = plane.workspace("ws")
-    time.sleep(2.5)  # nor on a web socket
+    time.sleep(5.5)  # nor on a web socket
     plane.enrolled(token)
     assert gateway.closed is None
 
@@ -209,7 +209,8 @@ def test_large_bodies_of_one_source_are_bounded(
         assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
         small = plane.call("POST", "/api/v1/workspaces", plane.admin, json={"workspaceId": "ws"})
         assert small.status_code == 201
-        with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2")) as other:
+        elsewhere = httpx.HTTPTransport(local_address="127.0.0.2")
+        with httpx.Client(transport=elsewhere, timeout=30) as other:
             path = f"{plane.url}/api/v1/workspaces"
             headers = {"Authorization": f"Bearer {plane.admin}"}
             # 400: it is no JSON of ours. It was read.
@@ -252,7 +253,7 @@ def test_connections_of_one_source_are_bounded(make_control_plane: Any, wait: An
         wait("the refusals", lambda: len(select.select(clients, [], [], 1)[0]) >= 10)
         for client in clients:
             client.close()
-        with httpx.Client(base_url=plane.url) as http:
+        with httpx.Client(base_url=plane.url, timeout=30) as http:
             assert "lattice_connections_refused_total" in http.get("/metrics").text
 
 

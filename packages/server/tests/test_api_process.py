@@ -46,11 +46,11 @@ def test_first_start_writes_the_admin_token_and_the_next_keeps_it(
     assert stat.S_IMODE(data.stat().st_mode) == 0o700
     assert stat.S_IMODE((data / "admin.token").stat().st_mode) == 0o600
     headers = admin(data)
-    assert httpx.get(f"{url}/api/v1/tokens", headers=headers).status_code == 200
+    assert httpx.get(f"{url}/api/v1/tokens", headers=headers, timeout=30).status_code == 200
     server.process.send_signal(signal.SIGKILL)
     server.process.wait(10)
     again = start()
-    answer = httpx.get(f"{again.url()}/api/v1/tokens", headers=headers)
+    answer = httpx.get(f"{again.url()}/api/v1/tokens", headers=headers, timeout=30)
     assert answer.status_code == 200
     assert admin(data) == headers
 
@@ -63,7 +63,8 @@ def test_start_cut_short_after_the_token_file_goes_on_with_it(
     other.mkdir(mode=0o700)
     (other / "admin.token").write_text((tmp_path / "data" / "admin.token").read_text())
     url = start(data_dir=other).url()
-    assert httpx.get(f"{url}/api/v1/tokens", headers=admin(other)).status_code == 200
+    answer = httpx.get(f"{url}/api/v1/tokens", headers=admin(other), timeout=30)
+    assert answer.status_code == 200
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "admin.token").write_text("half")
@@ -77,7 +78,9 @@ def test_signal_ends_it_within_two_seconds_with_open_streams(
     server = start()
     url = server.url()
     headers = admin(tmp_path / "data")
-    httpx.post(f"{url}/api/v1/tokens", headers=headers, json={"kind": "gateway"}).raise_for_status()
+    body = {"kind": "gateway"}
+    made = httpx.post(f"{url}/api/v1/tokens", headers=headers, json=body, timeout=30)
+    made.raise_for_status()
     following, ended = threading.Event(), threading.Event()
 
     def follow() -> None:
@@ -89,7 +92,7 @@ def test_signal_ends_it_within_two_seconds_with_open_streams(
         ended.set()
 
     threading.Thread(target=follow, daemon=True).start()
-    assert following.wait(10)
+    assert following.wait(60)
     idle = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
     began = time.monotonic()
     server.process.send_signal(number)
@@ -158,7 +161,7 @@ def test_tls_serves_https(start: Callable[..., Process], tmp_path: Path) -> None
     assert url.startswith("https://")
     context = ssl.create_default_context(cafile=str(certificate))
     port = url.rpartition(":")[2]
-    answer = httpx.get(f"https://127.0.0.1:{port}/healthz", verify=context)
+    answer = httpx.get(f"https://127.0.0.1:{port}/healthz", verify=context, timeout=30)
     assert answer.json() == {"status": "ok"}
 
 
@@ -167,7 +170,7 @@ def test_access_log_has_the_request_and_no_token(
 ) -> None:
     server = start(log_level="debug")
     url, headers = server.url(), admin(tmp_path / "data")
-    httpx.get(f"{url}/api/v1/tokens?secret=1", headers=headers)
+    httpx.get(f"{url}/api/v1/tokens?secret=1", headers=headers, timeout=30)
     server.process.send_signal(signal.SIGTERM)
     _, log = server.process.communicate(timeout=20)
     assert "GET /api/v1/tokens 200" in log
@@ -185,7 +188,8 @@ def test_answered_enrollments_survive_a_kill(start: Callable[..., Process], tmp_
     url, headers = server.url(), admin(tmp_path / "data")
 
     def manage(path: str, body: dict[str, Any]) -> Any:
-        return httpx.post(f"{url}/api/v1/{path}", headers=headers, json=body).json()
+        answer = httpx.post(f"{url}/api/v1/{path}", headers=headers, json=body, timeout=30)
+        return answer.json()
 
     manage("workspaces", {"workspaceId": "ws"})
     token = manage("tokens", {"kind": "workspace", "workspaceId": "ws"})["token"]
@@ -201,7 +205,7 @@ def test_answered_enrollments_survive_a_kill(start: Callable[..., Process], tmp_
     answered: list[str] = []
 
     def enroll(_: int) -> None:
-        with httpx.Client(headers={"Authorization": f"Bearer {token}"}) as client:
+        with httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=30) as client:
             while True:
                 try:
                     answer = client.post(f"{url}/api/v1/agent-enroll", json={"agentName": "a"})
@@ -222,7 +226,8 @@ def test_answered_enrollments_survive_a_kill(start: Callable[..., Process], tmp_
                 break
     server.process.wait(10)
     url = start().url()
-    items = httpx.get(f"{url}/api/v1/peers?limit=1000", headers=headers).json()["items"]
+    answer = httpx.get(f"{url}/api/v1/peers?limit=1000", headers=headers, timeout=30)
+    items = answer.json()["items"]
     assert set(answered) <= {item["peerId"] for item in items}
     assert len({item["overlayIP"] for item in items}) == len(items)
 
@@ -235,7 +240,7 @@ def test_what_was_answered_is_there_after_a_kill_in_the_middle_of_a_crowd(
     answered: list[str] = []
 
     def crowd(number: int) -> None:
-        with httpx.Client(base_url=url, headers=headers, timeout=20) as client:
+        with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
             for turn in range(1000):
                 name = f"ws-{number}-{turn}"
                 try:
@@ -248,7 +253,7 @@ def test_what_was_answered_is_there_after_a_kill_in_the_middle_of_a_crowd(
     threads = [threading.Thread(target=crowd, args=(n,)) for n in range(16)]
     for thread in threads:
         thread.start()
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while len(answered) < 100 and time.monotonic() < end:
         time.sleep(0.005)
     server.process.send_signal(signal.SIGKILL)
@@ -258,5 +263,5 @@ def test_what_was_answered_is_there_after_a_kill_in_the_middle_of_a_crowd(
     again = start().url()
     with sqlite3.connect(tmp_path / "data" / "lattice.db") as connection:
         written = {row[0] for row in connection.execute("SELECT id FROM workspaces")}
-    assert httpx.get(f"{again}/healthz").is_success
+    assert httpx.get(f"{again}/healthz", timeout=30).is_success
     assert set(answered) <= written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -176,7 +177,7 @@ def test_stop_while_the_gateway_is_silent_leaves_nothing(
             wait("the update", lambda: gateway.peers)
             plane.server.should_exit = True
             plane.control._tasks[0].get_loop().call_soon_threadsafe(plane.control.close_streams)
-            assert answer.result(10).status_code == 503
+            assert answer.result(60).status_code == 503
     with make_control_plane(data_dir=tmp_path / "data") as plane:
         assert plane.peers() == []
 
@@ -186,9 +187,12 @@ def test_renewals_without_end_leave_few_events_and_each_new_key_is_on_record(
 ) -> None:
     one = plane.enrolled(token, publicKey=key())
     path = f"/api/v1/peers/{one['peerId']}/renew"
+    began = time.monotonic()
     for _ in range(40):
         assert plane.call("POST", path, one["enrollmentToken"]).status_code == 200
-    assert 10 <= len(plane.events("renewed")) <= 12
+    took = time.monotonic() - began
+    # Ten at once, and one more every ten seconds.
+    assert 10 <= len(plane.events("renewed")) <= 10 + took / 10
     body = {"publicKey": key()}
     assert plane.call("POST", path, one["enrollmentToken"], json=body).status_code == 200
     last = plane.events("renewed")[-1]

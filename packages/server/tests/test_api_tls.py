@@ -41,7 +41,7 @@ def tls(port: int, **options: Any) -> tuple[str, str]:
         else:
             setattr(context, name, value)
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=30) as plain,
         context.wrap_socket(plain) as client,
     ):
         cipher = client.cipher()
@@ -92,7 +92,8 @@ def test_certificate_is_exchanged_without_a_restart(
     wait("the new certificate", lambda: served() != former)
     assert served() == fresh.read_text()
     context = ssl.create_default_context(cafile=str(fresh))
-    assert httpx.get(f"https://127.0.0.1:{port}/healthz", verify=context).status_code == 200
+    answer = httpx.get(f"https://127.0.0.1:{port}/healthz", verify=context, timeout=30)
+    assert answer.status_code == 200
 
 
 def test_handshake_that_does_not_come_is_not_waited_for(
@@ -129,15 +130,16 @@ def test_the_log_tells_no_secret_and_files_are_private(
     }
     admin = (data / "admin.token").read_text().strip()
     jwt = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJzZWNyZXQifQ.c2lnbmF0dXJl"
-    for bearer in (admin, jwt, "lt-wsecretsecretsecret"):
-        httpx.post(f"{url}/api/v1/agent-enroll", headers={"Authorization": f"Bearer {bearer}"})
-        # A token where a name belongs, in a path and in a body.
-        httpx.get(f"{url}/api/v1/peers/{bearer}", headers={"Authorization": f"Bearer {admin}"})
-        httpx.post(
-            f"{url}/api/v1/workspaces",
-            headers={"Authorization": f"Bearer {admin}"},
-            json={"workspaceId": f"{bearer}!"},
-        )
+    with httpx.Client(base_url=f"{url}/api/v1", timeout=30) as client:
+        for bearer in (admin, jwt, "lt-wsecretsecretsecret"):
+            client.post("/agent-enroll", headers={"Authorization": f"Bearer {bearer}"})
+            # A token where a name belongs, in a path and in a body.
+            client.get(f"/peers/{bearer}", headers={"Authorization": f"Bearer {admin}"})
+            client.post(
+                "/workspaces",
+                headers={"Authorization": f"Bearer {admin}"},
+                json={"workspaceId": f"{bearer}!"},
+            )
     server.process.send_signal(signal.SIGTERM)
     _, log = server.process.communicate(timeout=20)
     for secret in (admin, jwt, jwt.split(".")[1], "lt-wsecretsecretsecret"):

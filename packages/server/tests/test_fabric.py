@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -15,8 +16,12 @@ import httpx
 import pytest
 
 from lattice_engine import EngineClient, EngineError
+from lattice_server import ports
 from lattice_server.fabric import Fabric, FabricError
 from support.waiting import process_alive, processes_mentioning, wait_for
+
+# Also on a busy machine its gateway takes a peer in time.
+PATIENT = {"gateway_wait": 15}
 
 
 def enroll(fabric: Fabric, **more: object) -> dict[str, Any]:
@@ -43,7 +48,7 @@ def programmed(fabric: Fabric) -> set[str]:
 
 @pytest.fixture
 def fabric(tmp_path: Path) -> Iterator[Fabric]:
-    with Fabric(tmp_path / "fabric", server_options={"gateway_wait": 15}) as fabric:
+    with Fabric(tmp_path / "fabric", server_options=PATIENT) as fabric:
         yield fabric
 
 
@@ -73,10 +78,41 @@ def test_nothing_is_left_and_secrets_are_private(tmp_path: Path) -> None:
 
 
 def test_the_directory_can_be_used_again(tmp_path: Path) -> None:
-    with Fabric(tmp_path) as fabric:
+    with Fabric(tmp_path, server_options=PATIENT) as fabric:
         peer = enroll(fabric)["peerId"]
-    with Fabric(tmp_path) as fabric:
+    with Fabric(tmp_path, server_options=PATIENT) as fabric:
         assert peer in programmed(fabric)
+
+
+def test_port_that_somebody_took_after_it_was_chosen_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+
+        def free_port(host: str) -> int:
+            chosen.append(ports.free_port(host) if chosen else taken.getsockname()[1])
+            return chosen[-1]
+
+        monkeypatch.setattr("lattice_server.fabric.free_port", free_port)
+        with Fabric(tmp_path, server_options=PATIENT) as fabric:
+            assert fabric.url.endswith(f":{chosen[1]}")
+            assert enroll(fabric)["peerId"] in programmed(fabric)
+
+
+def test_start_that_fails_otherwise_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[int] = []
+
+    def free_port(host: str) -> int:
+        chosen.append(ports.free_port(host))
+        return chosen[-1]
+
+    monkeypatch.setattr("lattice_server.fabric.free_port", free_port)
+    with pytest.raises(FabricError, match="the server ended with"):
+        Fabric(tmp_path, server_options={"overlay": "none"}).start()
+    assert len(chosen) == 1
 
 
 def test_restarted_control_plane_has_the_same_url_and_peers(fabric: Fabric) -> None:
@@ -180,7 +216,8 @@ def test_dev_prints_what_to_export_and_leaves_nothing() -> None:
     try:
         line = json.loads(dev.stdout.readline() or f'"{dev.communicate()[1]}"')
         directory = Path(line["directory"])
-        assert httpx.get(f"{line['LATTICE_SERVER']}/healthz", trust_env=False).is_success
+        url = f"{line['LATTICE_SERVER']}/healthz"
+        assert httpx.get(url, trust_env=False, timeout=30).is_success
         assert line["LATTICE_TOKEN"].startswith("lt-")
         assert line["LATTICE_WORKSPACE"] == "dev"
         # What Ctrl-C in a terminal does: the signal to the whole group in the foreground.

@@ -42,7 +42,7 @@ def test_taken_port_is_not_given(
         taken.bind(("127.0.0.1", 0))
         number = taken.getsockname()[1]
         handed_out.write_text("10000 65535")
-        monkeypatch.setattr(ports.random, "sample", lambda _, count: [number])
+        monkeypatch.setattr(ports._random, "sample", lambda _, count: [number])
         with pytest.raises(OSError, match="is free") as failure:
             ports.free_port()
     assert failure.value.errno == errno.EADDRINUSE

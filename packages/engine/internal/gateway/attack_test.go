@@ -24,8 +24,7 @@ func TestFragmentsCarryNothingPastTheFirewall(t *testing.T) {
 		}
 		for n, at := range []int{8, 16} { // in the middle of the header: flags, and what else is behind the ports
 			good := split(uint16(10+n), 443, at)
-			agent.send(good...)
-			if !service.receives(5*time.Second, func(p []byte) bool { return isTCP(p, 443) }) {
+			if agent.reaches(service, func(p []byte) bool { return isTCP(p, 443) }, good...) == nil {
 				t.Errorf("what is granted does not pass in fragments of %d", at)
 			}
 			bad := split(uint16(20+n), 22, at)
@@ -41,7 +40,7 @@ func TestFragmentsCarryNothingPastTheFirewall(t *testing.T) {
 		// Beyond the longest packet, which once crashed others.
 		giant := ip4{from: agent.address, to: service.address, protocol: unix.IPPROTO_UDP, id: 41, flags: 0x1fff}
 		agent.send(giant.packet(make([]byte, 512)))
-		if service.receives(arrival, any4) {
+		if service.receives(arrival, func(p []byte) bool { return any4(p) && idOf(p) >= 20 }) {
 			t.Error("a piece of a packet passed")
 		}
 		service.settled(agent, 443)
@@ -86,12 +85,10 @@ func TestCraftedErrorsReachNeitherEndOfAnothersFlow(t *testing.T) {
 		second.rawUp()
 		open := tcp4(victim.address, service.address, 6000, 443, flagSYN)
 		answer := tcp4(service.address, victim.address, 443, 6000, flagSYN|flagACK)
-		victim.send(open)
-		if !service.receives(5*time.Second, func(p []byte) bool { return isTCP(p, 443) }) {
+		if victim.reaches(service, func(p []byte) bool { return isTCP(p, 443) }, open) == nil {
 			t.Fatal("no flow to attack")
 		}
-		service.send(answer)
-		if !victim.receives(5*time.Second, func(p []byte) bool { return isTCP(p, 6000) }) {
+		if service.reaches(victim, func(p []byte) bool { return isTCP(p, 6000) }, answer) == nil {
 			t.Fatal("no answer")
 		}
 		about := func(from *raw, to *raw, kind, code byte, rest uint32, inner []byte) []byte {
@@ -112,8 +109,8 @@ func TestCraftedErrorsReachNeitherEndOfAnothersFlow(t *testing.T) {
 			t.Errorf("the service got ICMP type %d", transport(p)[0])
 		}
 		// The flow's own target is believed, and even it redirects nobody.
-		service.send(about(service, victim, 5, 1, 0x0a600242, open), about(service, victim, 3, 3, 0, open))
-		p := victim.take(5*time.Second, func(p []byte) bool { return protocolOf(p) == unix.IPPROTO_ICMP })
+		p := service.reaches(victim, func(p []byte) bool { return protocolOf(p) == unix.IPPROTO_ICMP },
+			about(service, victim, 5, 1, 0x0a600242, open), about(service, victim, 3, 3, 0, open))
 		if p == nil || transport(p)[0] != 3 {
 			t.Errorf("of the service's own errors came %v", p)
 		}
@@ -191,7 +188,7 @@ func TestOneAgentsConnectionsLeaveRoomForOthers(t *testing.T) {
 						collect(time.Millisecond) // the tunnel's queues hold as many as that
 					}
 					if port%1024 == 0 {
-						if stream, err := other.dial(tool, 443, 15*time.Second); err != nil {
+						if stream, err := other.dial(tool, 443, patience); err != nil {
 							t.Errorf("another agent's new connection, after %d of the flood: %v", port-1024, err)
 						} else {
 							stream.Close()
@@ -222,7 +219,7 @@ func TestOneAgentsConnectionsLeaveRoomForOthers(t *testing.T) {
 // often it was, and the longest time that it took.
 func answering(t *testing.T, from, to *client) func() (int, time.Duration) {
 	t.Helper()
-	stream, err := from.dial(to, 443, 5*time.Second)
+	stream, err := from.dial(to, 443, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,12 +261,12 @@ func TestClosedConnectionsMakeRoom(t *testing.T) {
 	one4(t, func(t *testing.T, g *running, agent, service *raw) {
 		closed := 0
 		for port := uint16(1024); port < 1024+2*flowsPerAgent; port++ {
-			agent.send(tcp4(agent.address, service.address, port, 443, flagSYN))
-			if p := service.take(5*time.Second, func(p []byte) bool { return isTCP(p, 443) }); p == nil {
+			opened := func(p []byte) bool { return isTCP(p, 443) && sourcePort(p) == port }
+			if agent.reaches(service, opened, tcp4(agent.address, service.address, port, 443, flagSYN)) == nil {
 				t.Fatalf("after %d connections that were closed, another one did not pass", closed)
 			}
-			service.send(tcp4(service.address, agent.address, 443, port, flagRST|flagACK))
-			if !agent.receives(5*time.Second, func(p []byte) bool { return isTCP(p, port) }) {
+			reset := tcp4(service.address, agent.address, 443, port, flagRST|flagACK)
+			if service.reaches(agent, func(p []byte) bool { return isTCP(p, port) }, reset) == nil {
 				t.Fatal("an answer did not come")
 			}
 			closed++
@@ -323,13 +320,14 @@ func TestTheGatewayItselfOffersNothing(t *testing.T) {
 		agent.rawUp()
 		gateway := to4("10.96.0.1")
 		for _, port := range []uint16{22, 53, 80, 443, 8420, uint16(g.port)} {
-			agent.send(tcp4(agent.address, gateway, 9000, port, flagSYN))
-			p := agent.take(5*time.Second, func(p []byte) bool { return protocolOf(p) == unix.IPPROTO_TCP })
+			p := agent.reaches(agent, func(p []byte) bool { return protocolOf(p) == unix.IPPROTO_TCP },
+				tcp4(agent.address, gateway, 9000, port, flagSYN))
 			if p == nil || transport(p)[13]&flagRST == 0 {
 				t.Errorf("port %d: %v", port, p)
 			}
-			agent.send(ip4{from: agent.address, to: gateway, protocol: unix.IPPROTO_UDP}.packet(datagram(9000, port, []byte("x"))))
-			if p := agent.take(5*time.Second, any4); p == nil || transport(p)[0] != 3 {
+			p = agent.reaches(agent, func(p []byte) bool { return any4(p) && protocolOf(p) != unix.IPPROTO_TCP },
+				ip4{from: agent.address, to: gateway, protocol: unix.IPPROTO_UDP}.packet(datagram(9000, port, []byte("x"))))
+			if p == nil || protocolOf(p) != unix.IPPROTO_ICMP || transport(p)[0] != 3 {
 				t.Errorf("UDP port %d: %v", port, p)
 			}
 		}

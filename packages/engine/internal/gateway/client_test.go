@@ -96,7 +96,7 @@ func (c *client) leave() {
 // up proves the tunnel: an echo of the gateway comes back.
 func (c *client) up() *client {
 	c.t.Helper()
-	if !c.ping("10.96.0.1", 10*time.Second) {
+	if !c.ping("10.96.0.1", patience) {
 		c.t.Fatalf("%s has no tunnel", c.id)
 	}
 	return c
@@ -181,25 +181,27 @@ func stamp(text string) time.Time {
 	return time.Unix(0, sent)
 }
 
-// endless sends until the connection breaks.
+// endless sends until the connection breaks, and no more than the queues on the way have room for where a process waits
+// for its turn: netstack takes seconds to recover from a burst that was lost.
 func endless(c net.Conn) {
-	block := make([]byte, 32<<10)
+	block := make([]byte, 1<<10)
 	for {
 		if _, err := c.Write(block); err != nil {
 			return
 		}
+		time.Sleep(5 * time.Millisecond)
 	}
 }
 
 const (
-	patience = 10 * time.Second // for a stream that must run
+	patience = 30 * time.Second // for what must happen
 	silence  = 3 * time.Second  // of a stream that has stopped
 )
 
 // download reads an endless stream. It reports when that has broken, and whether it goes on within a time.
 func (c *client) download(from *client, port uint16) (broken <-chan error, progress func(within time.Duration) bool) {
 	c.t.Helper()
-	stream, err := c.dial(from, port, 10*time.Second)
+	stream, err := c.dial(from, port, patience)
 	if err != nil {
 		c.t.Fatalf("download: %v", err)
 	}

@@ -42,7 +42,7 @@ func TestAFloodTakesABoundedAmountOfMemoryAndLeavesOthersTheirTunnel(t *testing.
 				t.Errorf("%d MiB resident", peak)
 			}
 		}
-		stream, err := agent.dial(service, 443, 10*time.Second)
+		stream, err := agent.dial(service, 443, patience)
 		if err != nil {
 			t.Fatalf("another agent, after the flood: %v", err)
 		}

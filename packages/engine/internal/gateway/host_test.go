@@ -52,7 +52,7 @@ func TestInTheHostsNamespaceOnlyWhatIsOursIsTouched(t *testing.T) {
 				agent.up()
 				service.up()
 				service.serve(443, hello)
-				stream, err := agent.dial(service, 443, 5*time.Second)
+				stream, err := agent.dial(service, 443, patience)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -60,7 +60,7 @@ func TestInTheHostsNamespaceOnlyWhatIsOursIsTouched(t *testing.T) {
 				if line != "hello 10.96.2.5\n" {
 					t.Errorf("%q %v", line, err)
 				}
-				if _, err := agent.dial(service, 444, 10*time.Second); !isRefused(err) {
+				if _, err := agent.dial(service, 444, patience); !isRefused(err) {
 					t.Errorf("not granted: %v", err)
 				}
 				forwarding, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
@@ -79,12 +79,12 @@ func TestInTheHostsNamespaceOnlyWhatIsOursIsTouched(t *testing.T) {
 					time.Sleep(10 * time.Millisecond)
 				}
 				g.get("/v1/status") // waits for the table to be filled, too
-				if stream, err = agent.dial(service, 443, 5*time.Second); err != nil {
+				if stream, err = agent.dial(service, 443, patience); err != nil {
 					t.Errorf("after the table came back: %v", err)
 				} else {
 					stream.Close()
 				}
-				if _, err := agent.dial(service, 444, 10*time.Second); !isRefused(err) {
+				if _, err := agent.dial(service, 444, patience); !isRefused(err) {
 					t.Errorf("not granted, after the table came back: %v", err)
 				}
 				// A killed one leaves its pair and its table, which the next one takes over.

@@ -38,7 +38,7 @@ func endOf(t *testing.T, pid int) (gone func()) {
 
 func waitFor(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	for until := time.Now().Add(10 * time.Second); !condition(); time.Sleep(10 * time.Millisecond) {
+	for until := time.Now().Add(time.Minute); !condition(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(until) {
 			t.Fatal("not in time: ", what)
 		}
@@ -76,17 +76,19 @@ func TestEndOfEitherProcessLeavesNothing(t *testing.T) {
 			t.Run(s.name+"/"+name, func(t *testing.T) {
 				g := startGateway(t, s)
 				g.events()
-				gone, sockets := endOf(t, g.inner), socketsAt(t, g.port)
-				if len(sockets) == 0 {
-					t.Fatal("there is no UDP socket")
-				}
+				gone, sockets := endOf(t, g.inner), []string{}
+				// The kernel leaves a line out where another socket is closed between two reads.
+				waitFor(t, "the UDP socket to be shown", func() bool {
+					sockets = socketsAt(t, g.port)
+					return len(sockets) > 0
+				})
 				pid, signal := end(g)
 				if err := syscall.Kill(pid, signal); err != nil {
 					t.Fatal(err)
 				}
 				select {
 				case <-g.ended:
-				case <-time.After(10 * time.Second):
+				case <-time.After(time.Minute):
 					t.Fatal("the started process does not end")
 				}
 				gone()

@@ -18,17 +18,17 @@ func TestDeniedFlowsAreReportedWithTheirAgent(t *testing.T) {
 		agent.up()
 		service.up()
 		lines := g.events()
-		if _, err := agent.dial(service, 22, 10*time.Second); !isRefused(err) {
+		if _, err := agent.dial(service, 22, patience); !isRefused(err) {
 			t.Errorf("tcp: %v", err)
 		}
 		await(t, lines, m{"type": "denied", "id": "agent", "source": "10.96.2.5", "destination": "10.96.0.7", "protocol": "tcp", "port": 22})
 		outside := &client{address: netip.MustParseAddr("198.51.100.7")}
-		if _, err := agent.dial(outside, 80, 10*time.Second); !isRefused(err) {
+		if _, err := agent.dial(outside, 80, patience); !isRefused(err) {
 			t.Errorf("outside the overlay: %v", err)
 		}
 		await(t, lines, m{"type": "denied", "id": "agent", "destination": "198.51.100.7", "protocol": "tcp", "port": 80})
 		gateway := &client{address: netip.MustParseAddr("10.96.0.1")}
-		if _, err := agent.dial(gateway, 22, 10*time.Second); !isRefused(err) {
+		if _, err := agent.dial(gateway, 22, patience); !isRefused(err) {
 			t.Errorf("the gateway itself: %v", err)
 		}
 		await(t, lines, m{"type": "denied", "id": "agent", "destination": "10.96.0.1", "protocol": "tcp", "port": 22})
@@ -54,7 +54,7 @@ func TestLastAttemptOfAnIdentityIsReportedUnderItsName(t *testing.T) {
 			agent := g.client(id, "10.96.2."+strconv.Itoa(int(id[0])))
 			g.patch(agent.body(600))
 			agent.up()
-			if _, err := agent.dial(service, 22, 10*time.Second); !isRefused(err) {
+			if _, err := agent.dial(service, 22, patience); !isRefused(err) {
 				t.Fatal(err)
 			}
 			g.remove(id)
@@ -96,7 +96,7 @@ func TestSpoofedSourceReachesNothing(t *testing.T) {
 			stream.Close()
 			t.Error("a packet with another peer's source address passed")
 		}
-		stream, err := victim.dial(service, 443, 5*time.Second)
+		stream, err := victim.dial(service, 443, patience)
 		if err != nil {
 			t.Fatalf("the address's owner: %v", err)
 		}
@@ -128,16 +128,26 @@ func TestUDPReplyStreamEndsWithItsReceiversIdentity(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer socket.Close()
-		// One request: the original direction is silent from then on.
-		if _, err := socket.Write([]byte("go")); err != nil {
-			t.Fatal(err)
+		// Once it is answered, the original direction is silent.
+		packet := make([]byte, 64)
+		for until := time.Now().Add(patience); ; {
+			if _, err := socket.Write([]byte("go")); err != nil {
+				t.Fatal(err)
+			}
+			_ = socket.SetReadDeadline(time.Now().Add(time.Second))
+			if _, err = socket.Read(packet); err == nil {
+				break
+			}
+			if time.Now().After(until) {
+				t.Fatal(err)
+			}
 		}
-		g.patch(agent.body(2, grant))
-		deadline := time.Now().Add(2 * time.Second)
+		g.patch(agent.body(5, grant))
+		deadline := time.Now().Add(5 * time.Second)
 		var last time.Time
 		count := 0
 		_ = socket.SetReadDeadline(deadline.Add(3 * time.Second))
-		for packet := make([]byte, 64); ; count++ {
+		for ; ; count++ {
 			n, err := socket.Read(packet)
 			if err != nil {
 				break
@@ -162,15 +172,15 @@ func TestAnyGrantPassesEveryProtocolAndTheServiceMayNotOpenTheWayBack(t *testing
 		two.up()
 		two.serve(9999, hello)
 		one.serve(9999, hello)
-		stream, err := one.dial(two, 9999, 5*time.Second)
+		stream, err := one.dial(two, 9999, patience)
 		if err != nil {
 			t.Fatal(err)
 		}
 		stream.Close()
-		if !one.ping("10.96.2.6", 3*time.Second) {
+		if !one.ping("10.96.2.6", patience) {
 			t.Error("no echo with a grant of any protocol")
 		}
-		if _, err := two.dial(one, 9999, 10*time.Second); !isRefused(err) {
+		if _, err := two.dial(one, 9999, patience); !isRefused(err) {
 			t.Errorf("the way back: %v", err)
 		}
 	})
@@ -193,7 +203,7 @@ func TestTheSameStateAgainMovesNoDeadlineAndTouchesNoConnection(t *testing.T) {
 				_, _ = c.Write([]byte(line))
 			}
 		})
-		stream, err := agent.dial(service, 443, 5*time.Second)
+		stream, err := agent.dial(service, 443, patience)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -244,7 +254,7 @@ func TestANewKeyReplacesTheOldOneAndKeepsTheAddress(t *testing.T) {
 		fresh := g.client("agent", "10.96.2.5")
 		g.patch(fresh.body(600, toTCP(service, 443)))
 		fresh.up()
-		stream, err := fresh.dial(service, 443, 5*time.Second)
+		stream, err := fresh.dial(service, 443, patience)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -269,7 +279,7 @@ func TestAnAddressMayPassFromOneIdentityToAnotherInOneChange(t *testing.T) {
 		g.state(http.MethodPatch, m{"revision": 4, "upsert": []m{second.body(600)}, "remove": []string{"first"}})
 		second.up()
 		drained(t, progress)
-		if _, err := second.dial(service, 443, 10*time.Second); !isRefused(err) {
+		if _, err := second.dial(service, 443, patience); !isRefused(err) {
 			t.Errorf("the address's next holder inherits its grants: %v", err)
 		}
 	})

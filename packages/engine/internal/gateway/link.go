@@ -54,9 +54,11 @@ func configureLink(opts *options) error {
 	}
 	link.DisableIPv6(opts.iface)
 	if opts.namespace == namespaceOwn {
-		// The nftables table limits refusals itself, for all peers together; the kernel's limit of one a second and
-		// destination would turn refusals into time-outs. Windows are not the gateway's to judge.
+		// The nftables table limits refusals itself, for all peers together. The kernel's limits, of one a second and
+		// destination and of so many in all the machine's namespaces together, would turn refusals into time-outs; the
+		// mask says which kinds of ICMP they hold for. Windows are not the gateway's to judge.
 		_ = os.WriteFile("/proc/sys/net/ipv4/icmp_ratelimit", []byte("0"), 0)
+		_ = os.WriteFile("/proc/sys/net/ipv4/icmp_ratemask", []byte("0"), 0)
 		_ = os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal", []byte("1"), 0)
 	}
 	if err := link.SetAddress(iface, opts.address); err != nil {

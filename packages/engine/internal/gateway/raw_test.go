@@ -92,7 +92,7 @@ func (r *raw) send(packets ...[]byte) {
 func (r *raw) rawUp() *raw {
 	r.t.Helper()
 	wait := 200 * time.Millisecond
-	for n, until := uint32(1), time.Now().Add(15*time.Second); time.Now().Before(until); n++ {
+	for n, until := uint32(1), time.Now().Add(patience); time.Now().Before(until); n++ {
 		r.send(ip4{from: r.address, to: to4("10.96.0.1"), protocol: unix.IPPROTO_ICMP}.packet(icmp(8, 0, n, []byte("up"))))
 		if r.receives(wait, func(p []byte) bool { return isICMP(0)(p) && binary.BigEndian.Uint32(transport(p)[4:]) == n }) {
 			return r
@@ -106,6 +106,17 @@ func (r *raw) rawUp() *raw {
 // receives tells whether a packet that fits comes within a time.
 func (r *raw) receives(within time.Duration, fits func([]byte) bool) bool {
 	return r.take(within, fits) != nil
+}
+
+// reaches sends packets, again where they get lost, until one that fits comes to another; nil when none does.
+func (r *raw) reaches(to *raw, fits func([]byte) bool, packets ...[]byte) []byte {
+	for until := time.Now().Add(patience); time.Now().Before(until); {
+		r.send(packets...)
+		if packet := to.take(2*time.Second, fits); packet != nil {
+			return packet
+		}
+	}
+	return nil
 }
 
 // take waits for a packet that fits; nil when none comes in time. Others are lost.
@@ -226,6 +237,8 @@ func isTCP(p []byte, port uint16) bool {
 }
 
 func offsetOf(p []byte) uint16 { return binary.BigEndian.Uint16(p[6:]) & 0x1fff }
+
+func idOf(p []byte) uint16 { return binary.BigEndian.Uint16(p[4:]) }
 
 func sourcePort(p []byte) uint16 { return binary.BigEndian.Uint16(transport(p)) }
 

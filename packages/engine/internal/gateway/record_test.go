@@ -17,12 +17,13 @@ func toUDP(r *raw, port int) m {
 	return m{"to": r.address.String(), "protocol": "udp", "port": port}
 }
 
-// paced sends packets as fast as the tunnel's queues take them.
+// paced sends packets as fast as the queues on the way take them, and has all of them arrive.
 func (r *raw) paced(n int, packet func(int) []byte) {
+	r.t.Helper()
 	for i := range n {
 		r.send(packet(i))
-		if i%16 == 15 {
-			time.Sleep(time.Millisecond)
+		if i%256 == 255 || i == n-1 {
+			r.rawUp() // a tunnel keeps the order
 		}
 	}
 }
@@ -37,7 +38,10 @@ func (g *running) denialsUntil(lines <-chan m, id string, port int) (denials, bo
 	limit := time.After(30 * time.Second)
 	for {
 		select {
-		case line := <-lines:
+		case line, ok := <-lines:
+			if !ok {
+				return d, found
+			}
 			if line["type"] != "denied" {
 				continue
 			}
@@ -133,8 +137,7 @@ func TestAnswersToWhoHasEndedAreNoAttempts(t *testing.T) {
 				packet := func(from, to *raw, source, target uint16) []byte {
 					return ip4{from: from.address, to: to.address, protocol: unix.IPPROTO_UDP}.packet(datagram(source, target, []byte("x")))
 				}
-				attacker.send(packet(attacker, victim, 4000, 5000))
-				if !victim.receives(5*time.Second, func(p []byte) bool { return protocolOf(p) == unix.IPPROTO_UDP }) {
+				if attacker.reaches(victim, func(p []byte) bool { return protocolOf(p) == unix.IPPROTO_UDP }, packet(attacker, victim, 4000, 5000)) == nil {
 					t.Fatal("no flow to answer")
 				}
 				for n := range 1500 {
@@ -147,7 +150,7 @@ func TestAnswersToWhoHasEndedAreNoAttempts(t *testing.T) {
 				if status := g.get("/v1/status"); status["peers"] != 2.0 {
 					t.Fatalf("the attacker has not ended: %v", status)
 				}
-				if !victim.receives(5*time.Second, isICMP(3)) {
+				if !victim.receives(patience, isICMP(3)) {
 					t.Error("what goes to nobody is not refused")
 				}
 				// What it is refused elsewhere counts.

@@ -121,8 +121,7 @@ func TestReplayedMessagesOpenAndMoveNothing(t *testing.T) {
 		g.put(agent.body(600, toTCP(&service.client, 443)), service.body(nil))
 		service.rawUp()
 		agent.rawUp()
-		agent.send(tcp4(agent.address, service.address, 1234, 443, flagSYN))
-		if !service.receives(5*time.Second, func(p []byte) bool { return isTCP(p, 443) }) {
+		if agent.reaches(service, func(p []byte) bool { return isTCP(p, 443) }, tcp4(agent.address, service.address, 1234, 443, flagSYN)) == nil {
 			t.Fatal("the agent has no way to the service")
 		}
 		if replay(t, g, tap.messages(1)) {
@@ -171,7 +170,7 @@ func TestHandshakesOfADeletedKeyAreNotAnswered(t *testing.T) {
 			t.Fatal(err)
 		}
 		agent.configure(g, private, tap.port())
-		until := time.Now().Add(15 * time.Second)
+		until := time.Now().Add(patience)
 		for len(tap.messages(1)) == initiations {
 			if time.Now().After(until) {
 				t.Fatal("it did not try")

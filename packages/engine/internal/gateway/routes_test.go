@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"net/netip"
 	"testing"
-	"time"
 )
 
 // at is an address to dial, whoever answers there.
@@ -33,7 +32,7 @@ func TestRoutesLeadToTheirConnector(t *testing.T) {
 		agent.up()
 		connector.up()
 		connector.serveAll(443)
-		stream, err := agent.dial(at("10.96.200.7"), 443, 5*time.Second)
+		stream, err := agent.dial(at("10.96.200.7"), 443, patience)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -42,7 +41,7 @@ func TestRoutesLeadToTheirConnector(t *testing.T) {
 		}
 		stream.Close()
 		for _, other := range []string{"10.96.200.8", "10.96.0.9"} {
-			if _, err := agent.dial(at(other), 443, 5*time.Second); !isRefused(err) {
+			if _, err := agent.dial(at(other), 443, patience); !isRefused(err) {
 				t.Errorf("another address of the same connector: %v", err)
 			}
 		}
@@ -64,7 +63,7 @@ func TestARouteComesWithoutABreakAndItsEndCutsItsFlowsAlone(t *testing.T) {
 		connector.up()
 		connector.serveAll(443)
 		_, stays := agent.download(at("10.96.200.7"), 443)
-		if _, err := agent.dial(at("10.96.200.8"), 443, 5*time.Second); !isRefused(err) {
+		if _, err := agent.dial(at("10.96.200.8"), 443, patience); !isRefused(err) {
 			t.Errorf("a route that is not there yet: %v", err)
 		}
 		g.patch(connector.body(600))
@@ -77,7 +76,7 @@ func TestARouteComesWithoutABreakAndItsEndCutsItsFlowsAlone(t *testing.T) {
 		if !stays(patience) {
 			t.Error("the other route's download broke")
 		}
-		if _, err := agent.dial(at("10.96.200.8"), 443, 5*time.Second); !isRefused(err) {
+		if _, err := agent.dial(at("10.96.200.8"), 443, patience); !isRefused(err) {
 			t.Errorf("a route that has gone: %v", err)
 		}
 	})
@@ -97,7 +96,7 @@ func TestARouteEndsWithItsConnectorsLife(t *testing.T) {
 		}
 		g.patch(connector.body(2))
 		drained(t, progress)
-		if _, err := agent.dial(at("10.96.200.7"), 443, 5*time.Second); !isRefused(err) {
+		if _, err := agent.dial(at("10.96.200.7"), 443, patience); !isRefused(err) {
 			t.Errorf("after the connector's end: %v", err)
 		}
 	})

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	startTimeout = 10 * time.Second
+	startTimeout = 30 * time.Second
 	callTimeout  = 20 * time.Second
 	// The kernel takes interfaces away under a lock that every namespace on its way out holds. Until then no program
 	// learns that its connections have ended.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -29,6 +30,7 @@ type Packet struct {
 	to     unix.SockaddrLinklayer
 	events chan tun.Event
 	once   sync.Once
+	closed atomic.Bool
 }
 
 // End is the engine's end of a veth pair.
@@ -108,8 +110,8 @@ func (d *Packet) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 			case errors.Is(err, unix.EINTR):
 			case errors.Is(err, unix.EAGAIN):
 				return n > 0
-			case errors.Is(err, unix.ENETDOWN) && !goesAway(fd):
-				// The interface was set down for a moment.
+			case errors.Is(err, unix.ENETDOWN) && !d.goesAway(fd):
+				// The interface was only set down.
 			default:
 				failure = err
 				return true
@@ -117,7 +119,7 @@ func (d *Packet) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		}
 		return true
 	})
-	if err != nil {
+	if err != nil || d.closed.Load() {
 		return 0, os.ErrClosed
 	}
 	if n > 0 {
@@ -126,10 +128,10 @@ func (d *Packet) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	return 0, failure
 }
 
-// goesAway tells whether a link that is down is being removed: then the socket is not bound to it any more a moment
-// later, and nothing more will be heard of it.
-func goesAway(fd uintptr) bool {
-	for wait := 1; wait <= 512; wait *= 2 { // ms
+// goesAway waits until a link that is down is up again or has been removed. The kernel tells only of the first: after a
+// removal the socket is not bound to the link any more, and nothing more is heard of it.
+func (d *Packet) goesAway(fd uintptr) bool {
+	for wait := 1; !d.closed.Load(); wait = min(2*wait, 256) { // ms
 		address, err := unix.Getsockname(int(fd))
 		if bound, ok := address.(*unix.SockaddrLinklayer); err == nil && ok && bound.Ifindex < 1 {
 			return true
@@ -138,7 +140,7 @@ func goesAway(fd uintptr) bool {
 			return false
 		}
 	}
-	return false
+	return true
 }
 
 // Write hands packets to the kernel as if they had arrived on the interface.
@@ -184,6 +186,7 @@ func (d *Packet) BatchSize() int           { return packetBatch }
 // Close ends the device and removes its pair.
 func (d *Packet) Close() error {
 	d.once.Do(func() {
+		d.closed.Store(true) // goesAway holds the descriptor
 		d.file.Close()
 		close(d.events)
 		d.remove()

@@ -45,7 +45,7 @@ type joined struct {
 func JoinTUN(fd, mtu int) (tun.Device, error) {
 	device, _, err := tun.CreateUnmonitoredTUNFromFD(fd)
 	if err != nil {
-		_ = unix.Close(fd)
+		// Not closed here: it may be a file's already, which closes it when it is collected.
 		return nil, fmt.Errorf("the TUN cannot be used: %w", err)
 	}
 	j := &joined{Device: device, mtu: mtu, events: make(chan tun.Event, 1)}

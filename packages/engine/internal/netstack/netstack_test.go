@@ -403,11 +403,14 @@ func TestForwardTellsTheTargetWhoCalls(t *testing.T) {
 func TestExpiryEndsARunningConnection(t *testing.T) {
 	eachKind(t, func(t *testing.T, w *world) {
 		w.serveHTTP(t, 80, endless)
-		w.spec["expiresIn"] = 3
+		w.spec["expiresIn"] = 600
 		address := w.put(t)
 		answer, err := throughProxy(address, "agent:s3cret").Get("http://tools.lattice/")
 		if err != nil {
 			t.Fatal(err)
+		}
+		if status, view := w.call(t, "PATCH", "/v1/tunnels/p1", map[string]any{"expiresIn": 0.5}); status != 200 {
+			t.Fatal(status, view)
 		}
 		_, _ = io.Copy(io.Discard, answer.Body) // ends only because the tunnel does
 		status, view := w.call(t, "GET", "/v1/tunnels/p1", nil)
@@ -435,7 +438,8 @@ func endless(rw http.ResponseWriter, r *http.Request) {
 func TestRenewalMovesTheDeadlineOfARunningConnection(t *testing.T) {
 	w := newWorld(t)
 	w.serveHTTP(t, 80, endless)
-	w.spec["expiresIn"] = 4
+	const life = 10
+	w.spec["expiresIn"] = life
 	address, started := w.put(t), time.Now()
 	answer, err := throughProxy(address, "agent:s3cret").Get("http://tools.lattice/")
 	if err != nil {
@@ -444,7 +448,7 @@ func TestRenewalMovesTheDeadlineOfARunningConnection(t *testing.T) {
 	if status, view := w.call(t, "PATCH", "/v1/tunnels/p1", map[string]any{"expiresIn": 60}); status != 200 {
 		t.Fatal(status, view)
 	}
-	for time.Since(started) < 4500*time.Millisecond {
+	for time.Since(started) < (life+1)*time.Second {
 		if _, err := io.CopyN(io.Discard, answer.Body, 1024); err != nil {
 			t.Fatal("the connection ended at the old deadline: ", err)
 		}

@@ -58,7 +58,7 @@ func beParent() int {
 	if err != nil {
 		return 1
 	}
-	holder := exec.Command("sleep", "60")
+	holder := exec.Command("sleep", "600")
 	holder.ExtraFiles = []*os.File{write}
 	if err := holder.Start(); err != nil {
 		return 1

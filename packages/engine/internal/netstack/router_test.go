@@ -88,13 +88,13 @@ func (w *world) route(t *testing.T, private []string, names ...nameRoute) {
 }
 
 func (w *world) dialRoute(port int) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	return w.net.dialTCP(ctx, netip.AddrPortFrom(netip.MustParseAddr(routed), uint16(port)))
 }
 
 func echoes(c net.Conn, word string) bool {
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 	if _, err := io.WriteString(c, word); err != nil {
 		return false
 	}
@@ -141,7 +141,7 @@ func TestDatagramsReachANameAtItsAddress(t *testing.T) {
 		if _, err := socket.WriteTo([]byte("a datagram"), to); err != nil {
 			t.Fatal(err)
 		}
-		_ = socket.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_ = socket.SetReadDeadline(time.Now().Add(30 * time.Second))
 		size, from, err := socket.ReadFrom(packet)
 		if err != nil || string(packet[:size]) != "a datagram" || from.String() != fmt.Sprintf("%s:%d", routed, port) {
 			t.Fatalf("%q from %v: %v", packet[:size], from, err)

@@ -99,14 +99,14 @@ func TestStacksExchangeWhatWasSentInPacketsThatTheLinkTakes(t *testing.T) {
 
 // echoed sends so many bytes, not a multiple of a packet's, and compares what comes back.
 func echoed(from *overlay, to netip.AddrPort, seed, size int) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	connection, err := from.dialTCP(ctx, to)
 	if err != nil {
 		return err
 	}
 	defer connection.Close()
-	_ = connection.SetDeadline(time.Now().Add(time.Minute))
+	_ = connection.SetDeadline(time.Now().Add(5 * time.Minute))
 	sent := make([]byte, size+seed)
 	source := rand.NewChaCha8([32]byte{byte(seed)})
 	_, _ = source.Read(sent)

@@ -195,10 +195,14 @@ func TestTheKernelsWireGuardIsConfiguredWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	port := field(t, ours, "listen_port")
-	if err := k.Rebind(); err != nil {
-		t.Fatal(err)
+	now := port
+	for tries := 0; now == port && tries < 3; tries++ { // the kernel may choose the same
+		if err := k.Rebind(); err != nil {
+			t.Fatal(err)
+		}
+		now = field(t, ours, "listen_port")
 	}
-	if now := field(t, ours, "listen_port"); now == port || now == "0" {
+	if now == port || now == "0" {
 		t.Errorf("port %s, %s before", now, port)
 	}
 	private, _ := newKey(t)

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ import httpx
 
 from lattice_engine import EngineError, EngineProcess, remove_private_directory
 from lattice_server.children import Child, FabricError, read_json
-from lattice_server.ports import free_port
+from lattice_server.ports import free_port, is_free
 
 __all__ = ["Fabric", "FabricError"]
 
@@ -170,14 +170,30 @@ class Fabric:
         """Start the control plane, again at the same URL after :meth:`kill_server`."""
         data = self.directory / "server"
         data.mkdir(mode=0o700, exist_ok=True)
-        port = self.url.rpartition(":")[2] or self._options.get("port") or free_port(self._host)
         options = {k: v for k, v in self._options.items() if k != "port"}
-        self._server = self._start_child(
-            "server",
-            ["--host", self._host, "--port", str(port), "--data-dir", str(data), *self._clear()],
-            {f"LATTICE_SERVER_{name.upper()}": str(value) for name, value in options.items()},
-        )
+
+        def start(port: object) -> Child:
+            arguments = ["--host", self._host, "--port", str(port), "--data-dir", str(data)]
+            return self._start_child(
+                "server",
+                [*arguments, *self._clear()],
+                {f"LATTICE_SERVER_{name.upper()}": str(value) for name, value in options.items()},
+            )
+
+        given = self.url.rpartition(":")[2] or self._options.get("port")
+        self._server = start(given) if given else self._at_free_port(start)
         self.url = str(self._server.ready["url"])
+
+    def _at_free_port(self, start: Callable[[int], Child]) -> Child:
+        """Start at a port that is free, where somebody else may take it first."""
+        for _ in range(2):
+            port = free_port(self._host)
+            try:
+                return start(port)
+            except FabricError:
+                if is_free(port, self._host):
+                    raise
+        return start(free_port(self._host))
 
     def _clear(self) -> list[str]:
         return [] if self._host == LOOPBACK else ["--insecure-http"]

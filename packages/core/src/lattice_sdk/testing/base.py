@@ -112,7 +112,7 @@ class ContractBase:
 
 def look(world: World, agent: LatticeAgent) -> Seen:
     """Use the network once."""
-    with agent.http_client() as http:
+    with agent.http_client(timeout=PATIENCE) as http:
         client = str(http.get(GRANTED_URL).raise_for_status().json()["client"])
     known = agent.peer_id in world.peers() and agent.peer_id in world.gateway_peers()
     return Seen(agent.peer_id, agent.overlay_ip, client, agent.engine_pid or 0, known)

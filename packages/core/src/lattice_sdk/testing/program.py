@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lattice_sdk.testing.adapter import Adapter
 
 GRANTED_URL = "http://github-tools.lattice/"
+PATIENCE = 60.0  # seconds for its answer
 
 
 def load(name: str) -> Adapter:
@@ -42,7 +43,7 @@ def tell(**line: object) -> None:
 
 def use(agent: LatticeAgent) -> None:
     """Reach the granted service, then tell who one is."""
-    with agent.http_client() as http:
+    with agent.http_client(timeout=PATIENCE) as http:
         client = http.get(GRANTED_URL).raise_for_status().json()["client"]
     tell(peer=agent.peer_id, engine=agent.engine_pid, client=client, address=agent.overlay_ip)
 
