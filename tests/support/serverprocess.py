@@ -45,7 +45,7 @@ class Process:
     def url(self) -> str:
         assert self.process.stdout is not None
         line = self.process.stdout.readline().strip()
-        assert line, self.process.communicate(timeout=10)[1]
+        assert line, self.process.communicate(timeout=60)[1]
         return line
 
     def refusal(self) -> str:
@@ -58,7 +58,7 @@ class Process:
     def end(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate(timeout=10)
+        self.process.communicate(timeout=60)
 
 
 def self_signed(directory: Path) -> tuple[Path, Path]:

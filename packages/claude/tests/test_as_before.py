@@ -87,8 +87,7 @@ def compare(lattice_world: World, model: ScriptedModel, options: Any, tmp_path: 
     async def run(make: Callable[[Told], dict[str, Any]], story: Story) -> tuple[Told, Told]:
         async def bare() -> Told:
             told: Told = []
-            given = prepared("bare", told)
-            given = replace(given, env=given.env | {"ANTHROPIC_BASE_URL": model.url})
+            given = replace(prepared("bare", told), env=direct(model))
             async with ClaudeSDKClient(given) as client:
                 return [*await story(client, given.cwd), *told]
 
@@ -101,8 +100,10 @@ def compare(lattice_world: World, model: ScriptedModel, options: Any, tmp_path: 
         def prepared(name: str, told: Told) -> ClaudeAgentOptions:
             place = tmp_path / name
             place.mkdir()
-            # Or the first message tells of servers as they happen to be: pending, or connected.
-            return options(cwd=place, env={"MCP_CONNECTION_NONBLOCKING": "0"}, **make(told))
+            return options(cwd=place, **make(told))
+
+        def direct(model: ScriptedModel) -> dict[str, str]:
+            return options().env | {"ANTHROPIC_BASE_URL": model.url}
 
         one, other = await asyncio.gather(bare(), under())
         return one, other

@@ -127,7 +127,7 @@ class Running:
         port = self.server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.admin = (self.settings.data_dir / "admin.token").read_text().strip()
-        self.http = self._stack.enter_context(httpx.Client(base_url=self.url, timeout=30))
+        self.http = self._stack.enter_context(httpx.Client(base_url=self.url, timeout=120))
 
     def stop(self) -> None:
         self._stack.close()

@@ -146,6 +146,38 @@ def lines(draw: st.DrawFn) -> tuple[list[AgentRule], list[ServiceRule], list[Age
     return line, services, others
 
 
+def test_what_an_agent_has_lost_to_its_parent_is_lost_below_it() -> None:
+    """Neither a part of what it had, though its parent has that part."""
+    part, whole = Grant("10.96.0.7", "tcp", 443), Grant("10.96.0.7", "any", ANY_PORT)
+    kin = {
+        "first": Kin("10.96.0.2", None, (part,)),
+        "second": Kin("10.96.0.3", "first", (whole,)),
+        "third": Kin("10.96.0.4", "second", (part,)),
+        "other": Kin("10.96.0.5", "first", (part,)),
+    }
+    assert bounded("second", kin) == ()
+    assert bounded("third", kin) == ()
+    assert bounded("other", kin) == (part,)
+
+
+def test_each_of_a_line_calls_back_only_whom_all_between_may_call() -> None:
+    def to(agent: str) -> Grant:
+        return Grant(f"10.96.0.{agent}", "any", ANY_PORT)
+
+    kin = {
+        "1": Kin("10.96.0.1", None, (to("2"),)),
+        "2": Kin("10.96.0.2", "1", (to("1"),)),
+        "3": Kin("10.96.0.3", "2", (to("1"), to("2"))),
+        "4": Kin("10.96.0.4", "3", (to("1"), to("2"), to("3"))),
+    }
+    assert bounded("3", kin) == (to("1"), to("2"))
+    assert bounded("4", kin) == (to("1"), to("2"))  # nobody above may call the third
+    kin["2"] = Kin("10.96.0.2", "1", ())
+    assert bounded("3", kin) == (to("2"),)
+    kin["1"] = Kin("10.96.0.1", None, ())
+    assert bounded("3", kin) == ()
+
+
 @given(lines())
 def test_sub_agent_reaches_nothing_that_its_line_does_not(
     world: tuple[list[AgentRule], list[ServiceRule], list[AgentRule]],

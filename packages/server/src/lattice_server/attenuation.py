@@ -81,7 +81,7 @@ class Kin:
 
 
 def bounded(who: str, kin: Mapping[str, Kin]) -> tuple[Grant, ...]:
-    """The grants of an agent, cut to those of everybody it descends from.
+    """The grants of an agent, cut to what is left to each agent that it descends from.
 
     Nobody has a grant to itself, yet a sub-agent may call back those that it comes from, where
     both presets say so: a grant to an ancestor counts as covered by that ancestor. And a host name
@@ -93,23 +93,42 @@ def bounded(who: str, kin: Mapping[str, Kin]) -> tuple[Grant, ...]:
         kin: the agent and its ancestors by id, and others. Where an ancestor is missing, nothing
             is granted.
     """
-    one = kin.get(who)
-    if one is None:
-        return ()
-    grants, above = one.grants, one.parent
+    line: list[Kin] = []
+    at: str | None = who
+    while at is not None:
+        if at not in kin:
+            return ()
+        line.append(kin[at])
+        at = line[-1].parent
+    left: list[tuple[Kin, tuple[Grant, ...]]] = []
+    for one in reversed(line):
+        left.append((one, _cut(one, left)))
+    return left[-1][1]
+
+
+def _cut(one: Kin, left: list[tuple[Kin, tuple[Grant, ...]]]) -> tuple[Grant, ...]:
+    """An agent's grants, cut to what is left to its ancestors, of which the first comes first."""
     named = {
         Grant(rule["address"], rule["protocol"], rule["port"]): rule
         for rule in one.asked
         if "address" in rule
     }
-    while above is not None:
-        parent = kin.get(above)
-        if parent is None:
-            return ()
-        covered = set(within(grants, parent.grants, parent.address))
-        covered |= {g for g in grants if g in named and allow_within([named[g]], parent.asked)}
-        grants, above = tuple(grant for grant in grants if grant in covered), parent.parent
-    return grants
+    kept: set[Grant] = set()
+    asked = one.grants
+    for above, ceiling in reversed(left):
+        # What an ancestor still has, all of its own have.
+        covered = set(within(asked, ceiling))
+        kept |= covered
+        asked = tuple(
+            grant
+            for grant in asked
+            if grant not in covered
+            and (
+                grant.to == above.address
+                or (grant in named and allow_within([named[grant]], above.asked))
+            )
+        )
+    return tuple(grant for grant in one.grants if grant in kept or grant in asked)
 
 
 def within(
@@ -120,7 +139,7 @@ def within(
     Args:
         grants: of a sub-agent.
         ceiling: of its parent.
-        itself: the parent's own address.
+        itself: the parent's own address, where calling it back counts as covered.
     """
     limits = set(ceiling)
     networks = [limit for limit in limits if "/" in limit.to]
