@@ -128,7 +128,8 @@ def _cut(one: Kin, left: list[tuple[Kin, tuple[Grant, ...]]]) -> tuple[Grant, ..
                 or (grant in named and allow_within([named[grant]], above.asked))
             )
         )
-    return tuple(grant for grant in one.grants if grant in kept or grant in asked)
+    kept.update(asked)
+    return tuple(grant for grant in one.grants if grant in kept)
 
 
 def within(
