@@ -13,6 +13,7 @@ Measures on the machine it runs on, against the real control plane, gateway and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fabrics import fabric, resident_mb
+from benchmarks.fabrics import ProcessEndedError, fabric, resident_mb
 from benchmarks.report import summary
 from lattice_sdk.testing.leftovers import descendants
 
@@ -65,19 +66,35 @@ def of_agent(settings: dict[str, Any], number: int) -> dict[str, Any]:
 
 def memory(environment: dict[str, str]) -> dict[str, float]:
     """Of what runs beside a program that does nothing."""
-    with subprocess.Popen([*LATTICE, "sleep", "60"], env=environment) as process:
-        names: dict[str, float] = {}
-        while "sleep" not in names:
-            if process.poll() is not None:
-                raise RuntimeError("lattice exec ended before its program began")
-            names = {"command": round(resident_mb(process.pid), 1)}
-            for pid in descendants(process.pid):
-                line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                word = line[0].decode().rpartition("/")[2]
-                key = f"{word} {line[1].decode()}" if word == "lattice-engine" else word
-                names[f"{key}{'' if key not in names else ' (2)'}"] = round(resident_mb(pid), 1)
-        process.terminate()
+    command = [*LATTICE, "cat"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        if not process.stdout.readline():
+            raise RuntimeError("lattice exec ended before its program began")
+        names = {"command": round(resident_mb(process.pid), 1)}
+        for pid in descendants(process.pid):
+            with contextlib.suppress(ProcessEndedError):  # it has prepared the program
+                name, used = named(pid), round(resident_mb(pid), 1)
+                names[f"{name}{'' if name not in names else ' (2)'}"] = used
     return names
+
+
+def named(pid: int) -> str:
+    """A process's program, and what the engine does.
+
+    Raises:
+        ProcessEndedError: there is no such process any more.
+    """
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise ProcessEndedError(pid) from error
+    word = words[0].rpartition("/")[2]
+    return f"{word} {words[1]}" if word == "lattice-engine" else word
 
 
 def main() -> None:

@@ -83,12 +83,27 @@ def process(
             running.terminate()
 
 
+class ProcessEndedError(RuntimeError):
+    """A process has ended, so that it has nothing to be measured."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(f"process {pid} has ended")
+
+
 def resident_mb(pid: int) -> float:
-    """Resident memory in MB, as /proc/PID/status says."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    """Resident memory in MB, as /proc/PID/status says.
+
+    Raises:
+        ProcessEndedError: there is no such process, or it is a zombie.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise ProcessEndedError(pid) from error
+    for line in lines:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
-    raise RuntimeError(f"process {pid} has no VmRSS")
+    raise ProcessEndedError(pid)
 
 
 def cpu_seconds(pid: int) -> float:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.exec import named
+from benchmarks.fabrics import ProcessEndedError, resident_mb
 from benchmarks.report import Section
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +90,19 @@ def test_what_make_bench_does_not_run_still_runs(
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert says < set(json.loads(done.stdout))
+
+
+def test_a_process_that_has_ended_is_told_from_one_that_uses_nothing() -> None:
+    process = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(ProcessEndedError, match=str(process.pid)):
+        resident_mb(process.pid)  # a zombie
+    process.wait()
+    for measure in (resident_mb, named):
+        with pytest.raises(ProcessEndedError, match=str(process.pid)):
+            measure(process.pid)
+    assert resident_mb(os.getpid()) > 1
+    assert named(os.getpid()).startswith("py")
 
 
 def test_a_figure_may_be_off_to_either_side_by_so_much() -> None:

@@ -25,6 +25,7 @@ from support.truth_machine import PolicyMachine, Truth
 EXAMPLES = int(os.environ.get("LATTICE_TEST_TRUTH_EXAMPLES", "4"))
 SEED = int(os.environ.get("LATTICE_TEST_TRUTH_SEED", "1"))
 STEPS = 14
+PACKAGE = Path(lattice_server.__file__).parent
 
 
 def run(directory: Path, examples: int, number: int, expiries: int = 0) -> None:
@@ -104,8 +105,8 @@ MUTANTS = {
     ),
     "a parent forgotten": Mutant(
         "attenuation.py",
-        "while above is not None:",
-        "while False:",
+        "at = line[-1].parent",
+        "at = None",
     ),
     "a life in the wrong unit": Mutant(
         "hub.py",
@@ -122,6 +123,24 @@ MUTANTS = {
 }
 
 
+def mutated(mutant: Mutant, package: Path) -> str:
+    """The text of the mutant's file.
+
+    Args:
+        mutant: what changes.
+        package: of the control plane as it is.
+    """
+    text = (package / mutant.file).read_text()
+    assert text.count(mutant.before) == 1, f"{mutant.file} is not what the mutant was made for"
+    return text.replace(mutant.before, mutant.after)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
+def test_the_control_plane_is_what_its_mutants_were_made_for(mutant: Mutant) -> None:
+    """Not slow, so that who changes a line is told at once that a mutant needs it."""
+    compile(mutated(mutant, PACKAGE), mutant.file, "exec")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", MUTANTS)
@@ -131,10 +150,8 @@ def test_a_mutant_of_the_control_plane_is_caught(
     mutant = MUTANTS[name]
     package = tmp_path / "mutant" / "lattice_server"
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(Path(lattice_server.__file__).parent, package, ignore=ignored)
-    text = (package / mutant.file).read_text()
-    assert text.count(mutant.before) == 1, f"{mutant.file} is not what the mutant was made for"
-    (package / mutant.file).write_text(text.replace(mutant.before, mutant.after))
+    shutil.copytree(PACKAGE, package, ignore=ignored)
+    (package / mutant.file).write_text(mutated(mutant, package))
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
     with pytest.raises(AssertionError, match=mutant.caught):
         run(tmp_path / "fabric", 8, mutant.seed, mutant.expiries)
