@@ -311,6 +311,10 @@ def test_sub_agent_loses_what_its_parent_loses(plane: Any, gateway: Any) -> None
     plane.manage("DELETE", "/api/v1/services/payroll?workspaceId=ws")
     for one in (parent, child):
         assert [g["port"] for g in gateway.peers[one["peerId"]]["grants"]] == [443]
+    lost = delegate(plane, parent, policyPreset="isolated", allow=both)
+    assert (lost.status_code, lost.json()["code"]) == (403, "forbidden")
+    assert f"{payroll['address']}:80/tcp" in lost.json()["detail"]
+    assert delegate(plane, parent, policyPreset="isolated", allow=both[:1]).status_code == 201
 
 
 def test_policy_that_changes_under_a_parent_changes_for_its_line(

@@ -511,6 +511,29 @@ def test_a_sub_agent_reaches_those_of_its_parents_names_that_it_was_given(
         assert "routes" not in gateway.peers[connector.peer]
 
 
+def test_a_name_that_was_a_services_is_no_host_that_a_parent_has(
+    plane: Any, gateway: Any, egress: Any
+) -> None:
+    """The egress connector is no way back to a service that was taken away."""
+    plane.workspace("ws")
+    token = plane.token(kind="workspace", workspaceId="ws", allowIsolated=True)
+    plane.service("ws", "api", hostnames=["api.example.org"])
+    with egress("ws"):
+        parent = plane.enrolled(token, **asks("api.example.org"))
+        path = f"/api/v1/agents/{parent['peerId']}/delegate"
+        wish = {"subAgentName": "sub", **asks("api.example.org")}
+        before = plane.call("POST", path, parent["enrollmentToken"], json=wish)
+        assert before.status_code == 201, before.text
+        plane.manage("DELETE", "/api/v1/services/api?workspaceId=ws")
+        assert gateway.peers[parent["peerId"]]["grants"] == []
+        for refused in (
+            plane.call("POST", path, parent["enrollmentToken"], json=wish),
+            plane.enroll(before.json()["enrollmentToken"], "sub"),
+        ):
+            assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+            assert "api.example.org:443/tcp" in refused.json()["detail"]
+
+
 def test_a_sub_agent_may_name_a_host_that_its_parents_pattern_covers(
     plane: Any, gateway: Any, egress: Any
 ) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -163,6 +168,101 @@ def test_same_gateway_again_replaces_its_old_connection(
     assert gateway.closed[0] == 4409
     assert plane.enroll(plane.workspace("ws")).status_code == 201
     assert again.peers
+
+
+@pytest.mark.parametrize("first", ["gateway", "deletion"])
+def test_deletion_in_the_same_commit_as_a_gateway_reaches_it(
+    plane: Any, gateway: Any, wait: Any, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    monkeypatch.setattr("lattice_server.store.groups.LONGEST_SECONDS", 60)
+    one, other = (plane.enrolled(plane.workspace(name)) for name in ("one", "other"))
+    token, kind = plane.token(kind="gateway"), type(gateway)
+    held = Held(plane)
+    with ThreadPoolExecutor(2) as pool, held:
+        steps = {
+            "gateway": lambda: kind(plane.url, token),
+            "deletion": lambda: plane.call(
+                "DELETE", f"/api/v1/peers/{one['peerId']}", one["enrollmentToken"]
+            ),
+        }
+        done = {}
+        for number, name in enumerate(sorted(steps, key=lambda name: name != first), start=1):
+            done[name] = pool.submit(steps[name])
+            wait(f"the {name} in line", lambda n=number: held.in_line() == n)
+        held.go_on()
+        again = done["gateway"].result()
+        try:
+            assert done["deletion"].result().status_code == 204
+            assert set(again.peers) == {other["peerId"]}
+        finally:
+            again.close()
+
+
+def test_gateway_whose_connection_is_not_written_is_not_the_one(
+    plane: Any, gateway: Any, wait: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could not be replaced by one of another name, and all who change something wait for it."""
+    gateway.close()
+    wait("the end of the first", lambda: plane.control.hub.stream is None)
+    monkeypatch.setattr("lattice_server.store.groups.LONGEST_SECONDS", 60)
+    token = plane.token(kind="gateway")
+    with Held(plane, breaks=True) as held:
+        broken = type(gateway)(plane.url, token)
+        wait("the gateway in line", lambda: held.in_line() == 1)
+        held.go_on()
+        wait("its end", lambda: broken.closed)
+        broken.close()
+    assert plane.control.hub.stream is None
+    assert plane.gateway(gateway="second").messages
+
+
+class Held:
+    """Holds the store's one writer, so that those who come stand in line and share a commit.
+
+    Args:
+        plane: whose store.
+        breaks: whether that commit fails.
+    """
+
+    def __init__(self, plane: Any, *, breaks: bool = False) -> None:
+        self.plane, self.breaks = plane, breaks
+        self.writer = plane.control.database._sqlite_in_place().writer
+
+    def __enter__(self) -> Held:
+        self.held, self.free = threading.Event(), asyncio.Event()
+        self.work = asyncio.run_coroutine_threadsafe(self._hold(), self.plane.loop)
+        assert self.held.wait(20)
+        return self
+
+    async def _hold(self) -> None:
+        if self.breaks:
+            self.writer._connection.say("PRAGMA foreign_keys = ON")
+        async with self.plane.control.database.write() as tx:
+            if self.breaks:
+                for line in (
+                    "CREATE TABLE one (n INTEGER PRIMARY KEY)",
+                    "CREATE TABLE two (n REFERENCES one DEFERRABLE INITIALLY DEFERRED)",
+                    "INSERT INTO two VALUES (7)",
+                ):
+                    await tx.connection.execute(text(line))
+            self.held.set()
+            await self.free.wait()
+
+    def in_line(self) -> int:
+        """How many wait for their turn."""
+        return int(self.writer._waiting)
+
+    def go_on(self) -> None:
+        """Let them write."""
+        self.plane.loop.call_soon_threadsafe(self.free.set)
+
+    def __exit__(self, *_: object) -> None:
+        self.go_on()
+        if self.breaks:
+            with pytest.raises(IntegrityError):
+                self.work.result(20)
+        else:
+            self.work.result(20)
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,26 @@ def test_living_agents_are_parties_too(workspace: Any) -> None:
     assert [r for r in done["results"] if not r["passed"]] == []
 
 
+def test_a_sub_agents_case_is_cut_as_its_grants_are(workspace: Any) -> None:
+    def policy(*egress: str) -> dict[str, Any]:
+        preset = {"egress": list(egress), "ingress": ["agents"]}
+        return {"presets": {"lead": preset, "hand": {**preset, "egress": ["agents"]}}}
+
+    address = "/api/v1/workspaces/ws/policy"
+    workspace.manage("PUT", address, policy("services", "agents"))
+    token = workspace.token(kind="workspace", workspaceId="ws", presets=["lead"])
+    one = workspace.enrolled(token, "planner", policyPreset="lead")
+    path = f"/api/v1/agents/{one['peerId']}/delegate"
+    wish = {"subAgentName": "sub", "policyPreset": "hand"}
+    secret = workspace.call("POST", path, one["enrollmentToken"], json=wish).json()
+    workspace.enrolled(secret["enrollmentToken"], "sub")
+    asked = [case("agent:sub", "preset:lead", 7000, "allow")]
+    assert workspace.manage("POST", PATH, {"cases": asked})["failed"] == 0
+    narrower = {"cases": asked, "policy": policy("services")}
+    [result] = workspace.manage("POST", PATH, narrower)["results"]
+    assert result["verdict"] == "deny"
+
+
 def test_cases_are_the_admins_alone(workspace: Any) -> None:
     token = workspace.token(kind="workspace", workspaceId="ws")
     assert workspace.call("POST", PATH, token, json={"cases": []}).status_code == 403

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lattice_server import attenuation
 from lattice_server.attenuation import (
     Kin,
+    Limits,
+    Lines,
+    Wish,
     allow_within,
-    bounded,
     preset_within,
-    within,
 )
 from lattice_server.policy import (
     ANY_PORT,
@@ -118,13 +120,13 @@ def test_destination_is_covered_by_address_network_and_name(
 
 
 @given(st.frozensets(grants, max_size=8), st.frozensets(grants, max_size=8))
-def test_what_is_within_a_ceiling_is_covered_by_it(
+def test_grants_cover_themselves_and_what_is_any(
     one: frozenset[Grant], ceiling: frozenset[Grant]
 ) -> None:
-    cut = within(tuple(sorted(one)), ceiling)
+    limits = Limits.of_grants(ceiling)
     for grant in one:
         covered = grant in ceiling or Grant(grant.to, "any", ANY_PORT) in ceiling
-        assert (grant in cut) == covered
+        assert limits.cover(grant.to, grant.protocol, grant.port) == covered
 
 
 @st.composite
@@ -155,9 +157,9 @@ def test_what_an_agent_has_lost_to_its_parent_is_lost_below_it() -> None:
         "third": Kin("10.96.0.4", "second", (part,)),
         "other": Kin("10.96.0.5", "first", (part,)),
     }
-    assert bounded("second", kin) == ()
-    assert bounded("third", kin) == ()
-    assert bounded("other", kin) == (part,)
+    assert Lines(kin).bounded("second") == ()
+    assert Lines(kin).bounded("third") == ()
+    assert Lines(kin).bounded("other") == (part,)
 
 
 def test_each_of_a_line_calls_back_only_whom_all_between_may_call() -> None:
@@ -170,12 +172,79 @@ def test_each_of_a_line_calls_back_only_whom_all_between_may_call() -> None:
         "3": Kin("10.96.0.3", "2", (to("1"), to("2"))),
         "4": Kin("10.96.0.4", "3", (to("1"), to("2"), to("3"))),
     }
-    assert bounded("3", kin) == (to("1"), to("2"))
-    assert bounded("4", kin) == (to("1"), to("2"))  # nobody above may call the third
+    assert Lines(kin).bounded("3") == (to("1"), to("2"))
+    assert Lines(kin).bounded("4") == (to("1"), to("2"))  # nobody above may call the third
     kin["2"] = Kin("10.96.0.2", "1", ())
-    assert bounded("3", kin) == (to("2"),)
+    assert Lines(kin).bounded("3") == (to("2"),)
     kin["1"] = Kin("10.96.0.1", None, ())
-    assert bounded("3", kin) == ()
+    assert Lines(kin).bounded("3") == ()
+
+
+def named(name: str, address: str | None) -> dict[str, Any]:
+    """A rule of an allow list, as it is kept."""
+    return {"to": name, "protocol": "tcp", "port": 443} | ({"address": address} if address else {})
+
+
+def test_a_services_name_in_a_list_covers_no_host_beyond() -> None:
+    """Or who had a service by its name has the host of that name once the service is gone."""
+    host = Grant("10.96.0.99", "tcp", 443)
+    asks = (named("api.example.org", host.to),)
+    for covering, left in (
+        (named("api.example.org", None), ()),
+        (named("api.example.org", "10.96.0.98"), (host,)),
+        (named("*.example.org", None), (host,)),
+        (named("*.files.example.org", None), ()),
+    ):
+        kin = {
+            "parent": Kin("10.96.0.2", None, (), (covering,)),
+            "child": Kin("10.96.0.3", "parent", (host,), asks),
+        }
+        assert Lines(kin).bounded("child") == left
+        wish = Wish(
+            named("api.example.org", None), Grant("api.example.org", "tcp", 443), named=True
+        )
+        assert Lines(kin).lacks("parent", [wish]) == ([] if left else [wish])
+
+
+def test_whose_line_has_a_gap_has_nothing_to_delegate() -> None:
+    mine = Grant("10.96.0.7", "tcp", 443)
+    kin = {"parent": Kin("10.96.0.2", "nobody", (mine,)), "one": Kin("10.96.0.3", None, (mine,))}
+    wish = Wish({"to": mine.to, "protocol": "tcp", "port": 443}, mine)
+    assert Lines(kin).lacks("parent", [wish]) == [wish]
+    assert Lines(kin).lacks("one", [wish]) == []
+
+
+def test_a_long_list_is_not_compared_rule_by_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent could keep the control plane from everybody else's requests."""
+    read = 0
+    before = attenuation._network
+
+    def count(text: str) -> Any:
+        nonlocal read
+        read += 1
+        return before(text)
+
+    monkeypatch.setattr(attenuation, "_network", count)
+    limits = [named(f"*.x{n}.example", None) for n in range(1000)]
+    limits += [named(f"10.{n // 250}.{n % 250}.0/24", None) for n in range(1000)]
+    rules = [named(f"y.x{n}.example", None) for n in range(1000)]
+    rules += [named(f"10.{n // 250}.{n % 250}.7", None) for n in range(1000)]
+    assert allow_within(rules, limits)
+    assert read <= len(limits) + len(rules)
+    assert not allow_within([*rules, named("10.4.0.7", None)], limits)
+
+
+def test_each_of_a_long_line_is_cut_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut: list[str] = []
+    before = Lines._cut
+    monkeypatch.setattr(
+        Lines, "_cut", lambda lines, one: cut.append(one.address) or before(lines, one)
+    )
+    grants = (Grant("10.96.0.7", "tcp", 443),)
+    kin = {str(n): Kin(str(n), str(n - 1) if n else None, grants) for n in range(200)}
+    lines = Lines(kin)
+    assert {lines.bounded(str(n)) for n in reversed(range(200))} == {grants}
+    assert sorted(cut) == sorted(kin)
 
 
 @given(lines())
@@ -192,12 +261,12 @@ def test_sub_agent_reaches_nothing_that_its_line_does_not(
         )
         for n, agent in enumerate(line)
     }
-    assert bounded(line[0].id, kin) == kin[line[0].id].grants
+    assert Lines(kin).bounded(line[0].id) == kin[line[0].id].grants
     for n, agent in enumerate(line):
-        own = bounded(agent.id, kin)
+        own = Lines(kin).bounded(agent.id)
         assert set(own) <= set(kin[agent.id].grants)
         for above in line[:n]:
-            reach = bounded(above.id, kin)
+            reach = Lines(kin).bounded(above.id)
             wide = {grant.to for grant in reach if grant.protocol == "any"}
             back = {one.address for one in line[:n]}
             for grant in own:
@@ -206,7 +275,7 @@ def test_sub_agent_reaches_nothing_that_its_line_does_not(
                     # Only where somebody takes calls.
                     called = {r.address: r for r in line}[grant.to]
                     assert BUILT_IN[called.preset].accepts_agents
-    assert bounded("nobody", kin) == ()
+    assert Lines(kin).bounded("nobody") == ()
     if len(line) > 1:
         del kin[line[0].id]
-        assert all(bounded(agent.id, kin) == () for agent in line[1:])
+        assert all(Lines(kin).bounded(agent.id) == () for agent in line[1:])

@@ -13,7 +13,7 @@ from sqlalchemy import func, insert, or_, select, update
 
 from lattice_sdk.durations import format_duration
 from lattice_sdk.wire import DelegateRequest, EnrollRequest
-from lattice_server import attenuation, policy, terms
+from lattice_server import attenuation, destinations, policy, terms
 from lattice_server.access import Principal, check_alive, peer_not_found, same_secret
 from lattice_server.clock import now_ms, rfc3339, to_ms
 from lattice_server.credentials import new_id, new_token, token_hash
@@ -25,12 +25,13 @@ from lattice_server.store.database import Transaction
 from lattice_server.store.events import peer_event
 from lattice_server.store.queries import (
     descendants,
+    lines_of,
     peer_by_id,
     peer_objects,
     presets_of_workspace,
     services_of,
 )
-from lattice_server.store.records import PeerRecord, TokenRecord
+from lattice_server.store.records import PeerRecord, ServiceRecord, TokenRecord
 
 if TYPE_CHECKING:
     from lattice_server.control import ControlPlane
@@ -232,29 +233,39 @@ def _check_preset(parent: PeerRecord, preset: str, presets: Presets) -> None:
 
 
 async def _check_allow(tx: Transaction, parent: PeerRecord, allow: list[dict[str, Any]]) -> None:
-    """Refuse an allow list that names what the parent does not reach itself."""
+    """Refuse an allow list that names what the parent does not reach itself at this moment."""
     services = await services_of(tx.connection, parent.workspace_id)
     presets = await presets_of_workspace(tx.connection, parent.workspace_id)
-    [own] = await peer_objects(
+    lines = await lines_of(
         tx.connection, parent.workspace_id, [parent], now_ms(), services, presets
     )
-    words = presets.get(parent.preset, NOTHING)
-    itself = parent.address if words.accepts_agents else None
-    ceiling = parent.allow if words.own_list else []
-    rules = [service.rule() for service in services]
-    for rule in allow:
-        wanted = Grant(rule["to"], rule["protocol"], rule["port"])
-        # A service's host name is reached at the service's address.
-        asked = tuple(policy.offered([wanted], rules)) or (wanted,)
-        if attenuation.allow_within([rule], ceiling):
-            continue
-        if attenuation.within(asked, own.grants, itself) != asked:
-            raise ApiProblem(
-                "forbidden",
-                f"allow names a destination that the agent {parent.id} does not reach itself; "
-                "leave it out",
-                errors=[{"field": "allow", "message": "not within the parent's own reach"}],
-            )
+    callable_back = presets.get(parent.preset, NOTHING).accepts_agents
+    wishes = [wish for rule in allow for wish in _wishes(rule, services)]
+    lacking = lines.lacks(parent.id, wishes) + [
+        wish for wish in wishes if wish.grant.to == parent.address and not callable_back
+    ]
+    if lacking:
+        rule = lacking[0].rule
+        wanted = f"{rule['to']}:{rule['port']}/{rule['protocol']}"
+        raise ApiProblem(
+            "forbidden",
+            f"allow names {wanted}, which the agent {parent.id} does not reach itself; leave it "
+            "out",
+            errors=[
+                {"field": "allow", "message": f"{wanted} is not within the parent's own reach"}
+            ],
+        )
+
+
+def _wishes(rule: dict[str, Any], services: list[ServiceRecord]) -> list[attenuation.Wish]:
+    """What comes of a rule: a service's host name is reached at the service's address."""
+    wanted = Grant(rule["to"], rule["protocol"], rule["port"])
+    offered = list(policy.offered([wanted], [service.rule() for service in services]))
+    if offered:
+        return [attenuation.Wish(rule, grant) for grant in offered]
+    named = destinations.parse(rule["to"]).kind in ("name", "pattern")
+    of_service = any(rule["to"] in service.hostnames for service in services)
+    return [attenuation.Wish(rule, wanted, named=named and not of_service)]
 
 
 async def _check_room(control: ControlPlane, tx: Transaction, parent: PeerRecord, now: int) -> None:

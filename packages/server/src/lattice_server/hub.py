@@ -77,20 +77,30 @@ class GatewayInfo:
 
 
 class Stream:
-    """The outgoing side of one gateway's connection: what it has yet to be told."""
+    """The outgoing side of one gateway's connection: what it has yet to be told.
 
-    def __init__(self, info: GatewayInfo, revision: int, state: Sequence[PeerObject]) -> None:
+    Args:
+        info: of the gateway.
+        state: everything, as the store has it at the revision that the stream begins with.
+    """
+
+    def __init__(self, info: GatewayInfo, state: Sequence[PeerObject]) -> None:
         self.info = info
         self.synced = False
         self.closed = asyncio.Event()
-        self.acknowledged = revision - 1
-        self._revision = revision
+        self.acknowledged = self._revision = 0
         self._sync: Sequence[PeerObject] | None = state
+        self._synced_at = 0  # the revision of that state
         self._upsert: dict[str, PeerObject] = {}
         self._remove: dict[str, None] = {}
         self._wake = asyncio.Event()
         self._wake.set()
         self._acked = asyncio.Event()
+
+    def begin(self, revision: int) -> None:
+        """From here on changes are added; the state is that of this revision."""
+        self.acknowledged = revision - 1
+        self._revision = self._synced_at = revision
 
     def add(self, revision: int, upsert: Iterable[PeerObject], remove: Iterable[str]) -> None:
         """Queue a change; an older one of the same peer that is not sent yet is dropped."""
@@ -101,13 +111,6 @@ class Stream:
             self._upsert.pop(peer_id, None)
             self._remove[peer_id] = None
         self._revision = revision
-        self._wake.set()
-
-    def replace(self, revision: int, state: Sequence[PeerObject]) -> None:
-        """Start over with the full state."""
-        self._sync, self._revision = state, revision
-        self._upsert.clear()
-        self._remove.clear()
         self._wake.set()
 
     def acknowledge(self, revision: int) -> None:
@@ -122,6 +125,9 @@ class Stream:
         before, revision = self.acknowledged, self._revision
         if self._sync is not None:
             state, self._sync = self._sync, None
+            revision = self._synced_at
+            if self._upsert or self._remove:
+                self._wake.set()  # what has changed since is not in the state
             messages = []
             for message in _sync_messages(revision, state):
                 messages.append(message)
@@ -199,10 +205,15 @@ class Hub:
             self._resolve(revision, False)
 
     def attach(self, stream: Stream) -> None:
-        """Make this the gateway's connection; an older one is to close."""
+        """Make this the gateway's connection; an older one is to close.
+
+        To be called in the order of the commits, as :meth:`publish` is: the stream's state has all
+        that was published before, and nothing that comes after.
+        """
         if self.stream is not None:
             self.stream.closed.set()
         self.stream = stream
+        stream.begin(self.revision)
 
     def detach(self, stream: Stream) -> None:
         """The connection is gone."""

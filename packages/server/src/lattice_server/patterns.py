@@ -32,7 +32,7 @@ async def serve_name(
     """Have a name of a pattern served for an identity; answered once it is.
 
     It is the identity's alone. Those that a sub-agent descends from need not have it, as their
-    patterns cover it (:func:`lattice_server.attenuation.bounded`): it uses up its own names.
+    patterns cover it (:class:`lattice_server.attenuation.Lines`): it uses up its own names.
 
     Raises:
         ApiProblem: ``destination_not_permitted``, ``egress_unavailable``, ``peer_not_found``, …

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from typing import Any, Literal
 
 from lattice_server import destinations, policy
+from lattice_server.attenuation import Kin, Lines
 from lattice_server.policy import ANY_PORT, AgentRule, Grant, ServiceRule
 from lattice_server.presets import NOTHING
 
@@ -45,13 +46,13 @@ class Ground:
     Attributes:
         workspace: services, living agents and presets, as they are or as they are proposed.
         names: of the living agents, by id.
-        grants: of the living agents, by id.
+        kin: the living agents with the grants of their own presets, by id.
         egress: whether the workspace has an egress connector.
     """
 
     workspace: policy.Workspace
     names: Mapping[str, str]
-    grants: Mapping[str, tuple[Grant, ...]]
+    kin: Mapping[str, Kin]
     egress: bool
 
 
@@ -88,13 +89,23 @@ def _grants(
                 f"{case.subject} is an agent that has its list already; leave allow out"
             )
         peer = _agent(name, ground)
-        rule = workspace.agents[peer]
-        others = tuple(extra)
-        if others:  # an agent that is not there is reached by what the preset says
-            found = policy.compile_grants(rule, (), others, workspace.presets)
-            return (*ground.grants[peer], *found), f"{name} ({rule.preset})"
-        return ground.grants[peer], f"{name} ({rule.preset})"
+        preset = workspace.agents[peer].preset
+        return Lines(_with(tuple(extra), ground)).bounded(peer), f"{name} ({preset})"
     raise CaseError(f"the workspace has no preset {name}")
+
+
+def _with(others: tuple[AgentRule, ...], ground: Ground) -> Mapping[str, Kin]:
+    """The living agents as they are where these others are there, too."""
+    if not others:
+        return ground.kin
+    agents, presets = ground.workspace.agents, ground.workspace.presets
+    return {
+        peer: replace(
+            one,
+            grants=(*one.grants, *policy.compile_grants(agents[peer], (), others, presets)),
+        )
+        for peer, one in ground.kin.items()
+    }
 
 
 def _lists(case: Case, ground: Ground) -> tuple[frozenset[Grant], frozenset[Grant]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select, update
 
-from lattice_server import attenuation, policy, policy_cases
+from lattice_server import policy, policy_cases
 from lattice_server.clock import now_ms
 from lattice_server.hub import PeerObject
 from lattice_server.presets import Presets, presets_of
@@ -135,11 +135,10 @@ def _ground(
         {agent.id: agent.rule() for agent in agents},
         presets,
     )
-    kin = kin_of(agents, policy.compile_workspace(state), state.presets)
     return policy_cases.Ground(
         state,
         {agent.id: agent.name for agent in agents},
-        {agent.id: attenuation.bounded(agent.id, kin) for agent in agents},
+        kin_of(agents, policy.compile_workspace(state), state.presets),
         any(record.kind == EGRESS for record in records.values()),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from functools import partial
 from ipaddress import IPv4Network
 from typing import Annotated, Any, Literal
 
@@ -128,12 +129,22 @@ async def gateway_stream(socket: WebSocket) -> None:
 
 async def _serve(control: ControlPlane, socket: WebSocket) -> None:
     info = _check_hello(control, await _hello(socket))
-    async with control.database.write() as tx:
-        await _remember(tx.connection, info)
-        stream = Stream(info, control.hub.revision, await whole_state(tx.connection, now_ms()))
-        # Under the writer's lock: no change falls between the state read and the first update.
-        control.hub.attach(stream)
-    log.info("gateway %s %s connected, endpoint %s", info.name, info.version, info.endpoint)
+    stream: Stream | None = None
+    try:
+        async with control.database.write() as tx:
+            await _remember(tx.connection, info)
+            stream = Stream(info, await whole_state(tx.connection, now_ms()))
+            # In the order of the commits: what is written before is in the state, and what is
+            # written after it comes as a change.
+            tx.after_commit.append(partial(control.hub.attach, stream))
+        log.info("gateway %s %s connected, endpoint %s", info.name, info.version, info.endpoint)
+        await _talk(control, socket, stream)
+    finally:
+        if stream is not None:
+            control.hub.detach(stream)
+
+
+async def _talk(control: ControlPlane, socket: WebSocket, stream: Stream) -> None:
     parts = [
         asyncio.create_task(_send(control, socket, stream)),
         asyncio.create_task(_receive(control, socket, stream)),
@@ -142,7 +153,6 @@ async def _serve(control: ControlPlane, socket: WebSocket) -> None:
     try:
         done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        control.hub.detach(stream)
         for part in parts:
             part.cancel()
         await asyncio.gather(*parts, return_exceptions=True)

@@ -283,6 +283,7 @@ class Story:
         download = Download(STREAM, tunnel.proxy_env)
         self._fabric.kill_server()
         self._fabric.kill_gateway_daemon()
+        expect(time.monotonic() < tunnel.deadline, "it had expired before both were killed")
 
         def over() -> bool:
             left = tunnel.deadline - time.monotonic()

@@ -174,30 +174,44 @@ async def peer_objects(
     """What the gateway has to know of these peers of one workspace, as the store has them now."""
     peers = list(peers)
     agents = [peer for peer in peers if peer.kind == "agent"]
-    if agents and services is None:
+    routes = await routes_of(connection, workspace, peers)
+    lines = await lines_of(connection, workspace, agents, now, services, presets)
+    return [
+        peer_object(
+            peer,
+            lines.bounded(peer.id),
+            routes.get(peer.id, ()),
+            lines.first_of(peer.id) if peer.parent_id is not None else None,
+        )
+        for peer in peers
+    ]
+
+
+async def lines_of(
+    connection: Connection,
+    workspace: str,
+    agents: list[PeerRecord],
+    now: int,
+    services: list[ServiceRecord] | None = None,
+    presets: Presets | None = None,
+) -> attenuation.Lines:
+    """These agents of one workspace and whom they descend from, as the store has them now."""
+    if not agents:
+        return attenuation.Lines({})
+    if services is None:
         services = await services_of(connection, workspace)
     if presets is None:
-        presets = await presets_of_workspace(connection, workspace) if agents else BUILT_IN
-    rules = [service.rule() for service in services or ()]
+        presets = await presets_of_workspace(connection, workspace)
+    rules = [service.rule() for service in services]
     reachable: list[policy.AgentRule] = []
     if any(peer.preset != "sandboxed" for peer in agents):
         accepting = policy.accepting_presets(presets)
         reachable = [
             peer.rule() for peer in await live_agents(connection, workspace, accepting, now)
         ]
-    routes = await routes_of(connection, workspace, peers)
     line = [*agents, *await ancestors(connection, agents)]
     compiled = {p.id: policy.compile_grants(p.rule(), rules, reachable, presets) for p in line}
-    kin = kin_of(line, compiled, presets)
-    return [
-        peer_object(
-            peer,
-            attenuation.bounded(peer.id, kin),
-            routes.get(peer.id, ()),
-            attenuation.line_of(peer.id, kin) if peer.parent_id is not None else None,
-        )
-        for peer in peers
-    ]
+    return attenuation.Lines(kin_of(line, compiled, presets))
 
 
 async def routes_of(
@@ -217,7 +231,7 @@ async def routes_of(
 def kin_of(
     agents: Iterable[PeerRecord], grants: Mapping[str, tuple[policy.Grant, ...]], presets: Presets
 ) -> dict[str, attenuation.Kin]:
-    """Agents, the grants of their own presets and their lists, for :func:`attenuation.bounded`."""
+    """Agents, the grants of their own presets and their lists, for :class:`attenuation.Lines`."""
     return {
         agent.id: attenuation.Kin(
             agent.address,
@@ -297,14 +311,13 @@ async def whole_state(connection: Connection, now: int) -> list[PeerObject]:
                 presets,
             )
         )
-        kin = None
+        lines = None
         if any(agent.parent_id is not None for agent in agents):
-            kin = kin_of(agents, compiled, presets)
+            lines = attenuation.Lines(kin_of(agents, compiled, presets))
         for number, peer in enumerate(members):
             grants, line = compiled.get(peer.id, ()), None
-            if kin is not None and peer.parent_id is not None:
-                grants = attenuation.bounded(peer.id, kin)
-                line = attenuation.line_of(peer.id, kin)
+            if lines is not None and peer.parent_id is not None:
+                grants, line = lines.bounded(peer.id), lines.first_of(peer.id)
             state.append(peer_object(peer, grants, served.get(peer.id, ()), line))
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
