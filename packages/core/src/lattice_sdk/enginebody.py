@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lattice_sdk.sandbox.facts import Facts
 
 SOONEST = 0.001  # seconds; an end that lies behind is at once
+KEEPER_START = 20.0  # seconds that the engine gives a keeper of namespaces, startTimeout of its own
 
 
 def changes(facts: Facts, expires_in: float, revoke: dict[str, Any] | None) -> dict[str, Any]:
@@ -41,6 +42,16 @@ def probe(facts: Facts, timeout: float) -> dict[str, Any]:
     if not facts["gatewayIP"]:
         return {}
     return {"probe": {"address": facts["gatewayIP"], "timeout": timeout}}
+
+
+def patience(proof: float, *, namespace: bool) -> float:
+    """Seconds to wait for the engine to make a tunnel.
+
+    Args:
+        proof: seconds for its handshake, and again for the answer of :func:`probe`.
+        namespace: whether it ends in a namespace, and so may be the first that needs a keeper.
+    """
+    return proof * 2 + 5 + (KEEPER_START if namespace else 0)
 
 
 def wireguard(text: str, private_key: str) -> dict[str, Any]:

@@ -44,9 +44,9 @@ class Forwards(Companion):
         if self._wanted:
             check_ingress(life)
         async with self._changing:
-            self._tunnel, self._ids = tunnel, {}
-            for one in self._wanted.values():
-                await self._set_up(one)
+            ids = {key: await _set_up(tunnel, one) for key, one in self._wanted.items()}
+            # Not before: where one of them fails, the former tunnel serves on.
+            self._tunnel, self._ids = tunnel, ids
 
     async def tunnel_down(self) -> None:
         """Close the listeners, which wakes who waits for somebody to connect."""
@@ -60,19 +60,24 @@ class Forwards(Companion):
 
         Raises:
             ConfigurationError: the port has a forward or a listener.
+            IdentityClosed: the identity has been closed, perhaps meanwhile.
+            IdentityExpired: its life is over.
             NotPermitted: the identity accepts no ingress.
             TunnelFailed: the engine does not listen there.
         """
         check_ingress(life)
         key = _key(wanted)
         async with self._changing:
+            tunnel = self._living_tunnel(life)
             if key in self._wanted:
                 raise ConfigurationError(f"port {key[1]}/{key[0]} has a listener already")
             self._wanted[key] = wanted
             try:
-                await self._set_up(wanted)
+                self._ids[key] = await _set_up(tunnel, wanted)
+                self._living_tunnel(life)  # of an end meanwhile nobody would hear any more
             except BaseException:
                 del self._wanted[key]
+                self._ids.pop(key, None)
                 raise
 
     async def remove(self, wanted: dict[str, Any]) -> None:
@@ -91,18 +96,11 @@ class Forwards(Companion):
         """Have something called when the identity ends."""
         self._on_end.append(call)
 
-    async def _set_up(self, wanted: dict[str, Any]) -> None:
-        from lattice_engine import EngineError
-
+    def _living_tunnel(self, life: Lifecycle) -> Tunnel:
+        life.living()
         if self._tunnel is None:
-            return
-        try:
-            made = await self._tunnel.request("add_forward", wanted)
-        except EngineError as error:
-            raise TunnelFailed(
-                f"port {wanted['listenPort']} is not forwarded: {error.detail}", code=error.code
-            ) from None
-        self._ids[_key(wanted)] = str(made["id"])
+            raise TunnelFailed("there is no tunnel to listen on", code="tunnel_gone")
+        return self._tunnel
 
 
 class Listener(socket.socket):
@@ -250,6 +248,19 @@ def check_ingress(life: Lifecycle) -> None:
             peer_id=identity.peer_id,
             hint="Enroll with the preset coordinator, or offer it as a tool service",
         )
+
+
+async def _set_up(tunnel: Tunnel, wanted: dict[str, Any]) -> str:
+    """Have the engine listen; its number for that."""
+    from lattice_engine import EngineError
+
+    try:
+        made = await tunnel.request("add_forward", wanted)
+    except EngineError as error:
+        raise TunnelFailed(
+            f"port {wanted['listenPort']} is not forwarded: {error.detail}", code=error.code
+        ) from None
+    return str(made["id"])
 
 
 def _key(wanted: dict[str, Any]) -> tuple[str, int]:

@@ -61,18 +61,7 @@ func (g *running) clientWith(id, address string, private [32]byte, public public
 		g.t.Fatal(err)
 	}
 	c.net = stack
-	bind := conn.NewDefaultBind()
-	if g.setup.host {
-		// The default bind opens its socket on any thread, and only this one is in the gateway's namespace.
-		socket, err := listenUDP(0)
-		if err != nil {
-			g.t.Fatal(err)
-		}
-		if bind, err = newSocketBind(socket); err != nil {
-			g.t.Fatal(err)
-		}
-	}
-	c.device = device.NewDevice(tun, bind, device.NewLogger(device.LogLevelSilent, ""))
+	c.device = device.NewDevice(tun, g.bind(), device.NewLogger(device.LogLevelSilent, ""))
 	// Never closed: gVisor's link may be written while it is being closed, which the race detector minds.
 	g.t.Cleanup(c.leave)
 	config := fmt.Sprintf("private_key=%s\npublic_key=%s\nendpoint=127.0.0.1:%d\nallowed_ip=0.0.0.0/0\n",
@@ -84,6 +73,24 @@ func (g *running) clientWith(id, address string, private [32]byte, public public
 		g.t.Fatal(err)
 	}
 	return c
+}
+
+// bind is a client's UDP socket.
+func (g *running) bind() conn.Bind {
+	g.t.Helper()
+	if !g.setup.host {
+		return conn.NewDefaultBind()
+	}
+	// The default bind opens its socket on any thread, and only this one is in the gateway's namespace.
+	socket, err := listenUDP(0)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	bind, err := newSocketBind(socket)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return bind
 }
 
 // leave takes the tunnel down.

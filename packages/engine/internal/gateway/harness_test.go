@@ -53,7 +53,11 @@ func setups(t *testing.T) []setup {
 	all := []setup{{"user/packet", devicePacket, false, false}}
 	if file, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err == nil {
 		file.Close()
-		all = append(all, setup{"tun", deviceTUN, os.Getuid() == 0, false})
+		name, root := "user/tun", os.Getuid() == 0
+		if root {
+			name = "root/tun"
+		}
+		all = append(all, setup{name, deviceTUN, root, false})
 	} else if os.Getenv("LATTICE_TEST_NO_SKIPS") != "" {
 		t.Errorf("gateways on a TUN may not be left out here: %v", err)
 	}

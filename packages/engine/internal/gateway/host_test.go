@@ -11,6 +11,21 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
+// inHostNamespace is inNamespace with loopback up, as a host has it.
+func inHostNamespace(t *testing.T, test func(t *testing.T)) {
+	t.Helper()
+	inNamespace(t, func(t *testing.T) {
+		lo, err := netlink.LinkByName("lo")
+		if err == nil {
+			err = netlink.LinkSetUp(lo)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		test(t)
+	})
+}
+
 func tables(t *testing.T) []string {
 	t.Helper()
 	conn, err := nftables.New()
@@ -31,11 +46,7 @@ func tables(t *testing.T) []string {
 func TestInTheHostsNamespaceOnlyWhatIsOursIsTouched(t *testing.T) {
 	for _, device := range []string{deviceTUN, devicePacket} {
 		t.Run(device, func(t *testing.T) {
-			inNamespace(t, func(t *testing.T) {
-				lo, err := netlink.LinkByName("lo")
-				if err != nil || netlink.LinkSetUp(lo) != nil {
-					t.Fatal(err)
-				}
+			inHostNamespace(t, func(t *testing.T) {
 				conn, err := nftables.New()
 				if err != nil {
 					t.Fatal(err)

@@ -82,28 +82,6 @@ func TestAPeerThatHasEndedOnTheWayIsNotLetIn(t *testing.T) {
 	})
 }
 
-func TestSpoofedSourceReachesNothing(t *testing.T) {
-	each(t, func(t *testing.T, g *running) {
-		service, victim := g.client("service", "10.96.0.7"), g.client("victim", "10.96.2.5")
-		spoofer := g.client("spoofer", "10.96.2.5")
-		body := spoofer.body(600)
-		body["address"] = "10.96.2.66"
-		g.put(service.body(nil), victim.body(600, toTCP(service, 443)), body)
-		service.up()
-		service.serve(443, hello)
-		victim.up()
-		if stream, err := spoofer.dial(service, 443, time.Second); err == nil {
-			stream.Close()
-			t.Error("a packet with another peer's source address passed")
-		}
-		stream, err := victim.dial(service, 443, patience)
-		if err != nil {
-			t.Fatalf("the address's owner: %v", err)
-		}
-		stream.Close()
-	})
-}
-
 func TestUDPReplyStreamEndsWithItsReceiversIdentity(t *testing.T) {
 	each(t, func(t *testing.T, g *running) {
 		agent, service := g.client("agent", "10.96.2.5"), g.client("service", "10.96.0.7")

@@ -84,11 +84,7 @@ func networkOf(t *testing.T, g *running) {
 func TestAnAdvertisedNetworkIsReachedAsFarAsItIsGranted(t *testing.T) { each(t, networkOf) }
 
 func TestInTheHostsNamespaceANetworkIsRoutedForTheTunnelAlone(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
-		lo, err := netlink.LinkByName("lo")
-		if err != nil || netlink.LinkSetUp(lo) != nil {
-			t.Fatal(err)
-		}
+	inHostNamespace(t, func(t *testing.T) {
 		g := startGateway(t, setup{"host", setups(t)[0].device, true, true})
 		networkOf(t, g)
 		if found, err := netlink.RouteGet(net.ParseIP("10.0.7.5")); err == nil {

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
@@ -63,7 +62,7 @@ func (g *running) raw(id, address string) *raw {
 		client: client{t: g.t, id: id, address: netip.MustParseAddr(address), public: public},
 		tun:    &rawTUN{in: make(chan []byte, 1024), out: make(chan []byte, 1<<16), events: make(chan tun.Event, 1)},
 	}
-	r.device = device.NewDevice(r.tun, conn.NewDefaultBind(), device.NewLogger(device.LogLevelSilent, ""))
+	r.device = device.NewDevice(r.tun, g.bind(), device.NewLogger(device.LogLevelSilent, ""))
 	g.t.Cleanup(r.device.Close)
 	r.configure(g, private, g.port)
 	return r
@@ -238,6 +237,8 @@ func isTCP(p []byte, port uint16) bool {
 
 func offsetOf(p []byte) uint16 { return binary.BigEndian.Uint16(p[6:]) & 0x1fff }
 
+func sourceOf(p []byte) netip.Addr { return netip.AddrFrom4([4]byte(p[12:16])) }
+
 func idOf(p []byte) uint16 { return binary.BigEndian.Uint16(p[4:]) }
 
 func sourcePort(p []byte) uint16 { return binary.BigEndian.Uint16(transport(p)) }
@@ -253,10 +254,26 @@ func to4(s string) netip.Addr { return netip.MustParseAddr(s) }
 // arrival is long enough for a packet that is let through to arrive.
 const arrival = 700 * time.Millisecond
 
-// each4 and one4 are each and inOne with an agent that may reach port 443 of a service, both up.
-func each4(t *testing.T, test func(t *testing.T, g *running, agent, service *raw)) {
+// attacked runs a test in the setups that an attacker meets: root's gateway is on a TUN in the host's network namespace
+// where nobody says otherwise.
+func attacked(t *testing.T, test func(t *testing.T, g *running)) {
 	t.Helper()
-	each(t, func(t *testing.T, g *running) { with4(t, g, test) })
+	for _, s := range setups(t) {
+		if !s.root {
+			t.Run(s.name, func(t *testing.T) { test(t, startGateway(t, s)) })
+			continue
+		}
+		s.name, s.host = s.name+"/host", true
+		t.Run(s.name, func(t *testing.T) {
+			inHostNamespace(t, func(t *testing.T) { test(t, startGateway(t, s)) })
+		})
+	}
+}
+
+// attacked4 and one4 are attacked and inOne with an agent that may reach port 443 of a service, both up.
+func attacked4(t *testing.T, test func(t *testing.T, g *running, agent, service *raw)) {
+	t.Helper()
+	attacked(t, func(t *testing.T, g *running) { with4(t, g, test) })
 }
 
 func one4(t *testing.T, test func(t *testing.T, g *running, agent, service *raw)) {

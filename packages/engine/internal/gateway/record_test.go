@@ -166,7 +166,7 @@ func TestAnswersToWhoHasEndedAreNoAttempts(t *testing.T) {
 
 // What is tried is on record also where an agent has as many connections as it may have.
 func TestAttemptsBeyondTheConnectionLimitAreOnRecord(t *testing.T) {
-	one4(t, func(t *testing.T, g *running, agent, service *raw) {
+	attacked4(t, func(t *testing.T, g *running, agent, service *raw) {
 		lines := g.events()
 		agent.paced(flowsPerAgent+512, func(i int) []byte {
 			return tcp4(agent.address, service.address, uint16(1024+i), 443, flagSYN)
@@ -234,7 +234,7 @@ func TestOneAgentsPartOfTheConnectionTable(t *testing.T) {
 
 // An agent with sub-agents has many addresses, each with connections of its own.
 func TestALineOfDelegationsLeavesRoomForOthers(t *testing.T) {
-	one4(t, func(t *testing.T, g *running, root, service *raw) {
+	attacked4(t, func(t *testing.T, g *running, root, service *raw) {
 		other := g.raw("other", "10.96.2.6")
 		bodies := []m{other.body(600, toTCP(&service.client, 443))}
 		var subs []*raw
@@ -254,7 +254,7 @@ func TestALineOfDelegationsLeavesRoomForOthers(t *testing.T) {
 				select {
 				case p := <-service.tun.out:
 					if isTCP(p, 443) {
-						arrived[netip.AddrFrom4([4]byte(p[12:16])).String()]++
+						arrived[sourceOf(p).String()]++
 						n++
 					}
 				case <-time.After(300 * time.Millisecond):

@@ -112,7 +112,7 @@ func replay(t *testing.T, g *running, messages [][]byte) bool {
 
 // Whoever has recorded a tunnel's messages gets neither an answer nor the agent's traffic by sending them again.
 func TestReplayedMessagesOpenAndMoveNothing(t *testing.T) {
-	each(t, func(t *testing.T, g *running) {
+	attacked(t, func(t *testing.T, g *running) {
 		tap, service := newTap(t, g), g.raw("service", "10.96.0.7")
 		private, public := newKey(t)
 		agent := g.raw("agent", "10.96.2.5")
@@ -149,7 +149,7 @@ func TestReplayedMessagesOpenAndMoveNothing(t *testing.T) {
 }
 
 func TestHandshakesOfADeletedKeyAreNotAnswered(t *testing.T) {
-	inOne(t, func(t *testing.T, g *running) {
+	attacked(t, func(t *testing.T, g *running) {
 		tap := newTap(t, g)
 		private, public := newKey(t)
 		agent := g.raw("agent", "10.96.2.5")
@@ -190,7 +190,7 @@ func TestHandshakesOfADeletedKeyAreNotAnswered(t *testing.T) {
 
 // A key that nobody gave it gets no word out of the gateway, whatever it sends.
 func TestStrangersGetNoAnswer(t *testing.T) {
-	inOne(t, func(t *testing.T, g *running) {
+	attacked(t, func(t *testing.T, g *running) {
 		stranger := g.raw("stranger", "10.96.2.9")
 		stranger.send(ip4{from: stranger.address, to: to4("10.96.0.1"), protocol: unix.IPPROTO_ICMP}.packet(icmp(8, 0, 1, nil)))
 		if stranger.receives(arrival, any4) {

@@ -14,7 +14,9 @@ import (
 )
 
 const (
-	startTimeout = 30 * time.Second
+	// Below what the callers wait that may be the first to need a keeper, so that they hear of it: the SDK gives such a
+	// tunnel 35 s (patience in its enginebody.py), and an agent 30 s for this and for another backend.
+	startTimeout = 20 * time.Second
 	callTimeout  = 20 * time.Second
 	// The kernel takes interfaces away under a lock that every namespace on its way out holds. Until then no program
 	// learns that its connections have ended.
@@ -44,7 +46,9 @@ type reply struct {
 var ErrLost = &Error{"keeper_lost", "the process that keeps the network namespaces has ended: delete the tunnel and make it again"}
 
 // Start runs this program again as a keeper. The keeper ends with Close, and with this process however that ends.
-func Start() (*Keeper, error) {
+func Start() (*Keeper, error) { return start(startTimeout) }
+
+func start(timeout time.Duration) (*Keeper, error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
 		return nil, fmt.Errorf("socket pair to the namespace keeper: %w", err)
@@ -91,9 +95,9 @@ func Start() (*Keeper, error) {
 		return k, nil
 	case <-k.done:
 		return nil, &Error{"keeper_failed", "the process that keeps the network namespaces ended before it was ready: the engine's log says why"}
-	case <-time.After(startTimeout):
+	case <-time.After(timeout):
 		k.kill()
-		return nil, &Error{"keeper_failed", fmt.Sprintf("the process that keeps the network namespaces was not ready within %s", startTimeout)}
+		return nil, &Error{"keeper_failed", fmt.Sprintf("the process that keeps the network namespaces was not ready within %s", timeout)}
 	}
 }
 

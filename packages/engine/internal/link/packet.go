@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -31,6 +33,7 @@ type Packet struct {
 	events chan tun.Event
 	once   sync.Once
 	closed atomic.Bool
+	down   atomic.Bool // the link was, and the reader has not seen it up since
 }
 
 // End is the engine's end of a veth pair.
@@ -100,7 +103,7 @@ func OpenEnd(ours netlink.Link) (int, error) {
 func (d *Packet) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	n := 0
 	var failure error
-	err := d.raw.Read(func(fd uintptr) bool {
+	take := func(fd uintptr) bool {
 		for n < len(bufs) && n < packetBatch {
 			size, err := unix.Read(int(fd), bufs[n][offset:])
 			switch {
@@ -108,39 +111,64 @@ func (d *Packet) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 				sizes[n] = size
 				n++
 			case errors.Is(err, unix.EINTR):
+			case errors.Is(err, unix.ENETDOWN):
+				d.down.Store(true) // it is told before what is queued is read, and once
+			case errors.Is(err, unix.EAGAIN) && n == 0 && d.down.Load():
+				if failure = d.awaitUp(fd); failure != nil {
+					return true
+				}
 			case errors.Is(err, unix.EAGAIN):
 				return n > 0
-			case errors.Is(err, unix.ENETDOWN) && !d.goesAway(fd):
-				// The interface was only set down.
 			default:
 				failure = err
 				return true
 			}
 		}
 		return true
-	})
+	}
+	err := d.raw.Read(take)
+	for errors.Is(err, os.ErrDeadlineExceeded) { // which the writer sets
+		_ = d.file.SetReadDeadline(time.Time{})
+		err = d.raw.Read(take)
+	}
 	if err != nil || d.closed.Load() {
 		return 0, os.ErrClosed
 	}
-	if n > 0 {
-		return n, nil
-	}
-	return 0, failure
+	return n, failure
 }
 
-// goesAway waits until a link that is down is up again or has been removed. The kernel tells only of the first: after a
-// removal the socket is not bound to the link any more, and nothing more is heard of it.
-func (d *Packet) goesAway(fd uintptr) bool {
+// awaitUp waits until a link that is down is up again or there is something to read, and fails once the link has been
+// removed. The kernel does not tell of that: the socket is not bound to the link any more, and nothing more is heard of
+// it. Nor is a packet a sign that the link is up: it may have been on its way when the link went down.
+func (d *Packet) awaitUp(fd uintptr) error {
 	for wait := 1; !d.closed.Load(); wait = min(2*wait, 256) { // ms
+		d.down.Store(false) // before it looks: the writer may be told of more meanwhile
+		up := isUp(fd, d.to.Ifindex)
 		address, err := unix.Getsockname(int(fd))
 		if bound, ok := address.(*unix.SockaddrLinklayer); err == nil && ok && bound.Ifindex < 1 {
-			return true
+			return unix.ENETDOWN
 		}
+		if up {
+			return nil
+		}
+		d.down.Store(true)
 		if ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, wait); err == nil && ready > 0 {
+			return nil
+		}
+	}
+	return os.ErrClosed
+}
+
+// isUp tells whether a link is up, in the network namespace of the socket.
+func isUp(socket uintptr, index int) bool {
+	var request unix.Ifreq
+	request.SetUint32(uint32(index))
+	for _, what := range []uintptr{unix.SIOCGIFNAME, unix.SIOCGIFFLAGS} {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, socket, what, uintptr(unsafe.Pointer(&request))); errno != 0 {
 			return false
 		}
 	}
-	return true
+	return request.Uint16()&unix.IFF_UP != 0
 }
 
 // Write hands packets to the kernel as if they had arrived on the interface.
@@ -165,6 +193,10 @@ func (d *Packet) Write(bufs [][]byte, offset int) (int, error) {
 				// ENOBUFS and the like lose one packet, as any link may.
 				failure = err
 				n++
+				if (errors.Is(err, unix.ENETDOWN) || errors.Is(err, unix.ENXIO)) && !d.down.Swap(true) {
+					// The kernel tells either the reader or the writer. The reader is woken to look for itself.
+					_ = d.file.SetReadDeadline(time.Now())
+				}
 			}
 		}
 		return true
@@ -186,7 +218,7 @@ func (d *Packet) BatchSize() int           { return packetBatch }
 // Close ends the device and removes its pair.
 func (d *Packet) Close() error {
 	d.once.Do(func() {
-		d.closed.Store(true) // goesAway holds the descriptor
+		d.closed.Store(true) // awaitUp holds the descriptor
 		d.file.Close()
 		close(d.events)
 		d.remove()

@@ -31,7 +31,7 @@ func inOwnNetwork() bool { return os.Getenv(ownNetwork) != "" }
 // run as root.
 func rerun(t *testing.T, tests string) {
 	t.Helper()
-	command := exec.Command("/proc/self/exe", "-test.run=^("+tests+")$", "-test.count=1")
+	command := exec.Command("/proc/self/exe", "-test.run=^("+tests+")$", "-test.count=1", fmt.Sprintf("-test.v=%v", testing.Verbose()))
 	command.Env = append(os.Environ(), ownNetwork+"=yes", goRace)
 	command.SysProcAttr = &syscall.SysProcAttr{}
 	if os.Getuid() != 0 {
@@ -42,6 +42,9 @@ func rerun(t *testing.T, tests string) {
 	out, err := command.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "PASS") {
 		t.Fatalf("%v\n%s", err, out)
+	}
+	if testing.Verbose() {
+		t.Logf("in a network namespace of their own:\n%s", out) // also what the copy has left out
 	}
 }
 

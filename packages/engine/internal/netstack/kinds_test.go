@@ -26,8 +26,12 @@ func kinds(t *testing.T) map[string]map[string]any {
 	} else if os.Getenv(noSkips) != "" {
 		t.Errorf("tunnels that end in a TUN may not be left out here: %v", err)
 	}
-	if inOwnNetwork() && hasKernelWireGuard() {
-		all[kind+"/kernel"] = map[string]any{"kind": kind, "device": deviceKernel}
+	if inOwnNetwork() {
+		if hasKernelWireGuard() {
+			all[kind+"/kernel"] = map[string]any{"kind": kind, "device": deviceKernel}
+		} else { // no failure anywhere: a module of the kernel is not for the tests to bring
+			t.Logf("left out: %s/kernel, as this kernel makes no WireGuard interface for this user", kind)
+		}
 	}
 	return all
 }

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,7 +17,10 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,6 +29,7 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 
 	"lattice.dev/engine/internal/control"
+	"lattice.dev/engine/internal/keeper"
 	"lattice.dev/engine/internal/wg"
 )
 
@@ -521,4 +526,83 @@ func TestEndRevokesAtTheControlPlane(t *testing.T) {
 			t.Fatal("the proxy still listens")
 		}
 	})
+}
+
+func TestEndRevokesWhatIsBeingMadeBeforeItWaitsForTheKeeper(t *testing.T) {
+	w := newWorld(t)
+	calls := make(chan string, 3)
+	controlPlane := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		calls <- r.Method + " " + r.URL.Path
+		rw.WriteHeader(http.StatusNoContent)
+	}))
+	defer controlPlane.Close()
+	w.spec["revoke"] = map[string]any{"url": controlPlane.URL + "/api/v1/peers/p1"}
+	w.spec["network"] = map[string]any{"kind": kindNamespace}
+	w.service.keeping.Lock() // as a keeper that hangs while it is started has it
+	var waiting sync.WaitGroup
+	waiting.Go(func() { w.call(t, "PUT", "/v1/tunnels/p1", w.spec) })
+	waitFor(t, "the tunnel to be asked for", func() bool {
+		w.service.mu.Lock()
+		defer w.service.mu.Unlock()
+		_, reserved := w.service.tunnels["p1"]
+		return reserved
+	})
+	waiting.Go(w.service.end)
+	select {
+	case call := <-calls:
+		if call != "DELETE /api/v1/peers/p1" {
+			t.Error(call)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("nothing was revoked")
+	}
+	w.service.keeping.Unlock()
+	waiting.Wait()
+	w.service.endKeeper() // which the tunnel may have started since
+	if len(calls) != 0 {
+		t.Error("it was revoked again: ", <-calls)
+	}
+}
+
+func TestWhoWaitsForAKeeperThatFailsHearsOfItAtOnce(t *testing.T) {
+	s := newService("test", t.TempDir(), slog.New(slog.DiscardHandler))
+	attempts, hang := 0, make(chan struct{})
+	startNewKeeper = func() (*keeper.Keeper, error) {
+		attempts++
+		<-hang
+		return nil, keeper.ErrLost
+	}
+	defer func() { startNewKeeper = keeper.Start }()
+	const callers = 5
+	failed := make(chan error, callers)
+	for range callers {
+		go func() {
+			_, err := s.startKeeper()
+			failed <- err
+		}()
+	}
+	waiting := func() int {
+		stacks := make([]byte, 1<<20)
+		all := strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n")
+		return len(slices.DeleteFunc(all, func(one string) bool {
+			return !strings.Contains(one, "[sync.Mutex.Lock]") || !strings.Contains(one, ".startKeeper(")
+		}))
+	}
+	for end := time.Now().Add(20 * time.Second); waiting() < callers-1; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal(waiting(), "wait")
+		}
+	}
+	close(hang)
+	for range callers {
+		if err := <-failed; !errors.Is(err, keeper.ErrLost) {
+			t.Error(err)
+		}
+	}
+	if attempts != 1 {
+		t.Error(attempts, "attempts")
+	}
+	if _, err := s.startKeeper(); err == nil || attempts != 2 {
+		t.Error("who comes later has it tried again: ", attempts)
+	}
 }

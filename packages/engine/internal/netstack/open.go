@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -154,8 +155,10 @@ func (s *service) openNamespace(read *settings) (network, networkView, error) {
 // number is a new one for a network.
 func (s *service) number() int64 { return s.networks.Add(1) }
 
-// startKeeper returns the engine's one keeper, a new one where there is none.
+// startKeeper returns the engine's one keeper, a new one where there is none. Who has waited for an attempt that failed
+// hears of it, rather than wait for another: both together are longer than its caller waits.
 func (s *service) startKeeper() (*keeper.Keeper, error) {
+	asked := time.Now()
 	s.keeping.Lock()
 	defer s.keeping.Unlock()
 	if s.keeper != nil {
@@ -166,8 +169,12 @@ func (s *service) startKeeper() (*keeper.Keeper, error) {
 		}
 	}
 	if s.keeper == nil {
-		started, err := keeper.Start()
+		if asked.Before(s.unkept) {
+			return nil, s.keeperFailure
+		}
+		started, err := startNewKeeper()
 		if err != nil {
+			s.unkept, s.keeperFailure = time.Now(), err
 			return nil, err
 		}
 		s.log.Info("namespace keeper started", "pid", started.PID)
@@ -175,6 +182,8 @@ func (s *service) startKeeper() (*keeper.Keeper, error) {
 	}
 	return s.keeper, nil
 }
+
+var startNewKeeper = keeper.Start // replaced by tests
 
 func (s *service) endKeeper() {
 	s.keeping.Lock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -36,6 +37,7 @@ type service struct {
 	tunnels  map[string]*Tunnel // nil while one is being made
 	revoking sync.WaitGroup     // revokes whose tunnel is not in the map any more
 	pending  map[string]*Revoke // of identities that the engine has enrolled, and that have no tunnel yet
+	making   map[string]*Revoke // of identities whose tunnel is being made
 
 	watchdog *watchdog
 	watching sync.Once
@@ -47,12 +49,15 @@ type service struct {
 	networks atomic.Int64 // how many there have been that hand out sockets
 	keeping  sync.Mutex
 	keeper   *keeper.Keeper // nil until the first tunnel wants a namespace
+
+	unkept        time.Time // when the last attempt to start one failed
+	keeperFailure error
 }
 
 func newService(version, runtimeDir string, log *slog.Logger) *service {
 	return &service{version: version, runtimeDir: runtimeDir, log: log, started: time.Now(),
 		watchdog: newWatchdog(rejectAfter), ending: make(chan struct{}), events: &events{}, outside: newOutside(), alive: usualLiveness,
-		tunnels: map[string]*Tunnel{}, pending: map[string]*Revoke{}}
+		tunnels: map[string]*Tunnel{}, pending: map[string]*Revoke{}, making: map[string]*Revoke{}}
 }
 
 type phases struct {
@@ -70,31 +75,28 @@ type made struct {
 
 // open makes a tunnel and proves it. ctx ends when whoever asked for it is gone.
 func (s *service) open(ctx context.Context, id string, spec *Spec) (*made, error) {
-	if err := s.reserve(id); err != nil {
+	if err := s.reserve(id, spec.Revoke); err != nil {
 		return nil, err
 	}
 	began := time.Now()
 	t, err := s.openTunnel(id, spec)
 	if err != nil {
-		s.mu.Lock()
-		delete(s.tunnels, id)
-		s.mu.Unlock()
-		s.revokeUnheard(ctx, id, spec.Revoke)
+		s.giveUp(ctx, id, nil, spec.Revoke)
+		return nil, err
+	}
+	if err := s.settle(t); err != nil {
+		t.close()
+		s.remove(t)
 		return nil, err
 	}
 	answer := &made{ID: id, Network: t.view, Phases: phases{Device: time.Since(began).Seconds()}}
-	if err = s.settle(t); err == nil {
-		var handshake, echo time.Duration
-		handshake, echo, err = t.prove(ctx, time.Time{}, t.spec.probe, t.spec.timeout)
-		answer.Phases.Handshake, answer.Phases.Probe = handshake.Seconds(), echo.Seconds()
-	}
+	handshake, echo, err := t.prove(ctx, time.Time{}, t.spec.probe, t.spec.timeout)
 	if err != nil {
 		t.close()
-		if s.remove(t) {
-			s.revokeUnheard(ctx, id, spec.Revoke)
-		}
+		s.giveUp(ctx, id, t, spec.Revoke)
 		return nil, err
 	}
+	answer.Phases.Handshake, answer.Phases.Probe = handshake.Seconds(), echo.Seconds()
 	s.watchOver(t)
 	if t.proxy != nil {
 		address := t.proxy.address()
@@ -104,7 +106,8 @@ func (s *service) open(ctx context.Context, id string, spec *Spec) (*made, error
 	return answer, nil
 }
 
-func (s *service) reserve(id string) error {
+// reserve keeps a place for a tunnel. To make it may take long; where the engine ends meanwhile, its revoke is at hand.
+func (s *service) reserve(id string, revoke *Revoke) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
@@ -114,10 +117,14 @@ func (s *service) reserve(id string) error {
 		return &problem{409, "tunnel_exists", fmt.Sprintf("there is a tunnel %q already: change it with PATCH or delete it first", id)}
 	}
 	s.tunnels[id] = nil
+	if revoke != nil && revoke.check() == nil {
+		s.making[id] = revoke
+	}
 	return nil
 }
 
-// settle puts the tunnel in its reserved place, where the engine's end finds it and its revoke.
+// settle puts the tunnel in its reserved place, where the engine's end finds it and its revoke. An end that has come
+// before has the revoke already.
 func (s *service) settle(t *Tunnel) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -126,6 +133,7 @@ func (s *service) settle(t *Tunnel) error {
 		return errClosing
 	}
 	delete(s.pending, t.ID)
+	delete(s.making, t.ID)
 	return nil
 }
 
@@ -140,21 +148,24 @@ func (s *service) remove(t *Tunnel) bool {
 	return true
 }
 
-// revokeUnheard revokes where nobody is left to hear that the tunnel was not made: the caller would have
-// deleted the identity, but it has ended in the middle of the call.
-func (s *service) revokeUnheard(ctx context.Context, id string, revoke *Revoke) {
+// giveUp forgets a tunnel that was not made, nil where it did not come to one. It revokes where nobody is left to hear of
+// that: the caller would have deleted the identity, but it has ended in the middle of the call.
+func (s *service) giveUp(ctx context.Context, id string, t *Tunnel, revoke *Revoke) {
 	s.mu.Lock()
-	unheard := revoke != nil && revoke.check() == nil && (ctx.Err() != nil || s.closing)
-	if unheard {
-		s.revoking.Add(1)
+	defer s.mu.Unlock()
+	if s.tunnels[id] != t || (t == nil && s.closing) {
+		return // the revoke is in the hands of who has removed it, or of the end
 	}
-	s.mu.Unlock()
-	if unheard {
-		go func() {
-			defer s.revoking.Done()
-			_ = s.carryOut(id, revoke)
-		}()
+	delete(s.tunnels, id)
+	delete(s.making, id)
+	if revoke == nil || revoke.check() != nil || (ctx.Err() == nil && !s.closing) {
+		return
 	}
+	s.revoking.Add(1)
+	go func() {
+		defer s.revoking.Done()
+		_ = s.carryOut(id, revoke)
+	}()
 }
 
 func (s *service) carryOut(id string, revoke *Revoke) error {
@@ -210,17 +221,20 @@ func (s *service) delete(id string, revoke bool) error {
 	return nil
 }
 
-// end takes every tunnel down and carries out every revoke.
+// end takes every tunnel down and carries out every revoke. It waits for nothing else before that: a keeper that hangs
+// must not keep an identity alive.
 func (s *service) end() {
 	s.mu.Lock()
 	if !s.closing {
 		close(s.ending)
 	}
 	s.closing = true
-	pending := s.pending
+	without := s.pending // a tunnel
+	maps.Copy(without, s.making)
+	s.pending, s.making = map[string]*Revoke{}, map[string]*Revoke{}
 	s.mu.Unlock()
 	var all sync.WaitGroup
-	for id, revoke := range pending {
+	for id, revoke := range without {
 		all.Go(func() { _ = s.carryOut(id, revoke) })
 	}
 	for _, t := range s.list() {
@@ -228,7 +242,7 @@ func (s *service) end() {
 			t.close()
 			s.remove(t)
 		})
-		if revoke := t.revocation(); revoke != nil {
+		if revoke := t.revocation(); revoke != nil && without[t.ID] == nil {
 			all.Go(func() { _ = s.carryOut(t.ID, revoke) })
 		}
 	}

@@ -26,6 +26,9 @@ func Has(capabilities ...int) bool {
 	return true
 }
 
+// readSetting is replaced in tests, which cannot have each distribution's settings.
+var readSetting = os.ReadFile
+
 // Forbidden explains why a user namespace was refused to who, and what would allow it.
 func Forbidden(who string, err error) error {
 	var hints []string
@@ -35,7 +38,7 @@ func Forbidden(who string, err error) error {
 		{"/proc/sys/user/max_net_namespaces", "0", "sysctl -w user.max_net_namespaces=10000"},
 		{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for lattice-engine with `userns,`"},
 	} {
-		value, readErr := os.ReadFile(s.path)
+		value, readErr := readSetting(s.path)
 		if readErr == nil && strings.TrimSpace(string(value)) == s.bad {
 			hints = append(hints, fmt.Sprintf("%s is %s: %s", s.path, s.bad, s.hint))
 		}

@@ -113,15 +113,16 @@ async def open_tunnel(
     """
     peer_id = spec.identity.peer_id
     body = _body(spec, wanted) | ({"network": where} if where is not None else {})
+    patience = enginebody.patience(spec.timeout, namespace=where is not None)
     try:
         try:
-            answer = await engine.request("put_tunnel", peer_id, body, timeout=spec.timeout * 2 + 5)
+            answer = await engine.request("put_tunnel", peer_id, body, timeout=patience)
         except EngineError as error:
             if error.code != "tunnel_exists":
                 raise
             # Left from an attempt whose answer was lost.
             await engine.request("delete_tunnel", peer_id)
-            answer = await engine.request("put_tunnel", peer_id, body, timeout=spec.timeout * 2 + 5)
+            answer = await engine.request("put_tunnel", peer_id, body, timeout=patience)
     except EngineError as error:
         if error.code.startswith("engine_"):
             raise engine_failed(error) from None

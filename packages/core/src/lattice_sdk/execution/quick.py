@@ -161,7 +161,8 @@ class Quick:
         body |= enginebody.probe(facts, PROOF)
         body["proxy"] = {"username": peer, "password": found.proxy_password}
         body["network"] = {"kind": NAMESPACE}
-        found.tunnel = found.engine.client.put_tunnel(peer, body, timeout=PROOF * 2 + 5)
+        patience = enginebody.patience(PROOF, namespace=True)
+        found.tunnel = found.engine.client.put_tunnel(peer, body, timeout=patience)
         directory = str(found.engine.control.parent)
         spec = namespace_spec(found.tunnel, directory, settings.secret_files)
         found.home = Home(os.path.join(directory, "programs"), spec, facts)
