@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,8 @@ import pytest
 from conftest import World
 from lattice_sdk.testing.gate import Gate
 from lattice_sdk.testing.leftovers import descendants
-from support.waiting import process_alive, processes_mentioning, wait_for
+from support.left import Left, agents, watched
+from support.waiting import long_sleep, process_alive, processes_mentioning, sleeping, wait_for
 from support.wrapped import GRANTED
 
 EXEC = [sys.executable, "-m", "lattice_sdk", "exec"]
@@ -32,8 +34,8 @@ GONE_WITHIN = 10.0  # seconds after a kill; two are promised, the rest is for a 
 class Exec:
     """Runs the command with settings of a world, and a directory for temporary files of its own."""
 
-    def __init__(self, world: World, temporary: Path) -> None:
-        self.world, self.temporary = world, temporary
+    def __init__(self, world: World, temporary: Path, left: Left) -> None:
+        self.world, self.temporary, self.left = world, temporary, left
         self.environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(temporary.parent),
@@ -75,13 +77,11 @@ class Exec:
 
     def agents(self) -> set[str]:
         """Peers of agents that the control plane has."""
-        page = self.world.fabric.request("GET", "/api/v1/peers?limit=500")
-        return {peer["peerId"] for peer in page["items"] if peer["kind"] == "agent"}
+        return agents(self.world.fabric)
 
     def assert_nothing_left(self) -> None:
-        """No process, no file."""
-        assert not processes_mentioning(str(self.temporary))
-        assert not list(self.temporary.iterdir())
+        """No process, no namespace, no file, no identity."""
+        assert self.left.found() == []
 
 
 @pytest.fixture
@@ -89,12 +89,9 @@ def lattice(world: World, tmp_path: Path) -> Iterator[Exec]:
     """The command; whatever a test does with it, nothing is left."""
     temporary = tmp_path / "t"
     temporary.mkdir()
-    made = Exec(world, temporary)
-    before = made.agents()
-    yield made
-    wait_for("the peers to be gone", lambda: made.agents() <= before)
-    wait_for("processes to be gone", lambda: not processes_mentioning(str(temporary)))
-    wait_for("files to be removed", lambda: not list(temporary.iterdir()))
+    with watched(world.fabric, temporary) as left:
+        yield Exec(world, temporary, left)
+        wait_for("nothing to be left", lambda: not left.found(), instead=left.found)
 
 
 ADDRESS = "import json, os; print(json.load(open(os.environ['LATTICE_SANDBOX']))['overlayIP'])"
@@ -194,25 +191,38 @@ def test_signal_is_passed_on(lattice: Exec, number: signal.Signals) -> None:
 
 
 def test_kill_of_the_parent_ends_program_and_identity(lattice: Exec) -> None:
-    before = lattice.agents()
-    script = "trap '' TERM HUP INT; (setsid sleep 4801 &); echo up; sleep 4801"
+    before, long = lattice.agents(), long_sleep()
+    script = f"trap '' TERM HUP INT; (setsid sleep {long} &); echo up; sleep {long}"
     with lattice.start("sh", "-c", script) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
+        lattice.left.note()
         peers = lattice.agents() - before
         assert len(peers) == 1
         pids = descendants(process.pid)
         process.kill()
         killed = time.monotonic()
-        wait_for("the program to be gone", lambda: not processes_mentioning("sleep 4801"))
+        wait_for("the program to be gone", lambda: not processes_mentioning(f"sleep {long}"))
         wait_for("its peer to be gone", lambda: not peers & lattice.agents())
         assert time.monotonic() - killed < GONE_WITHIN
         wait_for("all processes to be gone", lambda: not [p for p in pids if process_alive(p)])
 
 
+def test_daemon_that_the_program_leaves_ends_with_it(lattice: Exec) -> None:
+    long = long_sleep()
+    script = f"trap '' HUP TERM; setsid sleep {long} >&- 2>&- <&- & read -r _; exit 5"
+    with lattice.start("sh", "-c", script, stdin=subprocess.PIPE) as process:
+        wait_for("the daemon", lambda: sleeping(long))
+        lattice.left.note()
+        process.communicate("\n", timeout=60)
+        assert process.returncode == 5
+    lattice.assert_nothing_left()
+
+
 def test_interrupt_during_the_start_leaves_nothing(lattice: Exec) -> None:
+    long = long_sleep()
     for delay in (0.0, 0.02, 0.04, 0.06, 0.08, 0.12, 0.2):
-        with lattice.start("sleep", "4802", stdin=subprocess.DEVNULL) as process:
+        with lattice.start("sleep", long, stdin=subprocess.DEVNULL) as process:
             time.sleep(delay)  # into whichever stage of the start that is
             process.send_signal(signal.SIGINT)
             try:
@@ -222,7 +232,7 @@ def test_interrupt_during_the_start_leaves_nothing(lattice: Exec) -> None:
                 process.send_signal(signal.SIGINT)
                 status = process.wait(60)
             assert status in (-signal.SIGINT, 1), delay
-    wait_for("programs to be gone", lambda: not processes_mentioning("sleep 4802"))
+    wait_for("programs to be gone", lambda: not processes_mentioning(f"sleep {long}"))
 
 
 # `lattice exec` that gets Ctrl-C at a moment in which Python drops what its handler raises, or
@@ -361,6 +371,63 @@ with socket.create_server((at, 8000)) as server:
         assert server.wait(20) == 0
     seen, own = done.stdout.split()
     assert seen == own
+
+
+# Answers one connection to the listener that is its standard input with what came up to a full
+# stop, reversed, and is there until that has been read: the tunnel goes down with its program.
+REVERSING = """
+import socket
+print("up", flush=True)
+stream, _ = socket.socket(fileno=0).accept()
+data = b""
+while not data.endswith(b"."):
+    data += stream.recv(65536)
+stream.sendall(data[::-1])
+stream.recv(1)
+"""
+SENDING = """
+import socket, sys
+data = sys.stdin.buffer.read()
+with socket.create_connection((sys.argv[1], 9000), 30) as stream:
+    stream.sendall(data)
+    left = len(data)
+    while left:
+        chunk = stream.recv(min(left, 65536))
+        left -= len(chunk) or left
+        sys.stdout.buffer.write(chunk)
+"""
+
+
+@pytest.mark.parametrize("isolation", ["required", "proxy"])
+def test_forward_leads_to_what_listens_on_this_machine(lattice: Exec, isolation: str) -> None:
+    """Another program than that of `lattice exec`, where that has no listener of this machine's."""
+    peers = lattice.agents()
+    coordinator = ("--preset", "coordinator")
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        program, stdin = ("python3", "-c", REVERSING), listener
+        if isolation == "required":
+            beside = subprocess.Popen(
+                [sys.executable, "-c", REVERSING], stdin=listener, stdout=subprocess.DEVNULL
+            )
+            stack.enter_context(beside)
+            stack.callback(beside.kill)  # before it is waited for
+            program, stdin = ("sh", "-c", "echo up; read -r _"), subprocess.PIPE
+        to = f"9000:127.0.0.1:{listener.getsockname()[1]}"
+        options = (*coordinator, "--isolation", isolation, "--forward", to)
+        server = stack.enter_context(lattice.start(*program, options=options, stdin=stdin))
+        assert server.stdout is not None
+        assert server.stdout.readline() == "up\n"
+        (peer,) = lattice.agents() - peers
+        known = lattice.world.fabric.request("GET", f"/api/v1/peers/{peer}")
+        address = known["overlayIP"].removesuffix("/32")
+        sent = "".join(map(str, range(100_000))) + "."
+        sending = ("python3", "-c", SENDING, address)
+        done = lattice.run(*sending, options=coordinator, input=sent)
+        assert done.stdout == sent[::-1], done.stderr
+        if isolation == "required":
+            server.communicate("\n", timeout=60)
+        assert server.wait(60) == 0
 
 
 def test_allow_means_the_isolated_preset(lattice: Exec) -> None:
@@ -504,24 +571,34 @@ def test_token_file_cannot_be_read_inside(lattice: Exec, tmp_path: Path) -> None
 @pytest.mark.timeout(300)
 def test_one_hundred_in_turn_leave_nothing(lattice: Exec) -> None:
     for number in range(100):
-        done = lattice.run("sh", "-c", f"exit {number}")
-        assert done.returncode == number, done.stderr
+        script = f"echo up; read -r _; exit {number}"
+        with lattice.start("sh", "-c", script, stdin=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "up\n"
+            lattice.left.note()
+            process.communicate("\n", timeout=60)
+            assert process.returncode == number
     lattice.assert_nothing_left()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_fifty_at_once_leave_nothing(lattice: Exec) -> None:
-    started = threading.Barrier(50)
+    """All of them work at the same time, before the first one ends."""
+    before, met = lattice.agents(), threading.Barrier(50, lattice.left.note)
 
-    def one(number: int) -> subprocess.CompletedProcess[str]:
-        started.wait()
-        script = f"curl -sS --max-time 60 {GRANTED} && exit {number}"
-        return lattice.run("sh", "-c", script, timeout=200)
+    def one(number: int) -> tuple[str, int]:
+        script = f"curl -sS --max-time 60 {GRANTED} || exit 99; echo; read -r _; exit {number}"
+        with lattice.start("sh", "-c", script, stdin=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            seen = json.loads(process.stdout.readline())
+            met.wait(200)
+            process.communicate("\n", timeout=60)
+            return seen["client"], process.returncode
 
     with ThreadPoolExecutor(50) as pool:
         done = list(pool.map(one, range(50)))
-    failed = [each.stderr for number, each in enumerate(done) if each.returncode != number]
-    assert failed == []
-    assert len({json.loads(each.stdout)["client"] for each in done}) == 50
+    assert [status for _, status in done] == list(range(50))
+    assert len({client for client, _ in done}) == 50
+    assert lattice.agents() <= before
     lattice.assert_nothing_left()

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from conftest import World
+from support.left import Left, watched
 from support.sandboxes import NOBODY_IN_PARTICULAR
-from support.waiting import processes_mentioning, wait_for
+from support.waiting import long_sleep, processes_mentioning, wait_for
 from support.wrapped import GRANTED
 
 # The tests' own Python may be in a directory of root's, so files may be read; that is all. The
@@ -31,11 +32,11 @@ ORDINARY += ["--ambient-caps", "+dac_read_search"]
 class Ordinary:
     """Runs the command as somebody who is not root."""
 
-    def __init__(self, world: World, home: Path) -> None:
+    def __init__(self, world: World, home: Path, left: Left) -> None:
+        self.left = left
         prefix = ORDINARY if os.getuid() == 0 else []
         self.prefix = [*prefix, sys.executable, "-m", "lattice_sdk", "exec", "--"]
         self.temporary = home / "t"
-        self.temporary.mkdir()
         if os.getuid() == 0:
             for place in (home, self.temporary):
                 os.chown(place, NOBODY_IN_PARTICULAR, NOBODY_IN_PARTICULAR)
@@ -57,13 +58,10 @@ class Ordinary:
 def ordinary(world: World) -> Iterator[Ordinary]:
     """In a directory that is not within one of root's, as pytest's are."""
     with tempfile.TemporaryDirectory(prefix="lattice-home-") as home:
-        yield Ordinary(world, Path(home))
-
-
-def nothing_left(ordinary: Ordinary) -> bool:
-    """No process and no file."""
-    mentioned = processes_mentioning(str(ordinary.temporary))
-    return not mentioned and not list(ordinary.temporary.iterdir())
+        temporary = Path(home, "t")
+        temporary.mkdir()
+        with watched(world.fabric, temporary) as left:
+            yield Ordinary(world, Path(home), left)
 
 
 def test_network_is_the_tunnel(ordinary: Ordinary, world: World) -> None:
@@ -76,14 +74,15 @@ def test_network_is_the_tunnel(ordinary: Ordinary, world: World) -> None:
     assert json.loads(answer)["client"].startswith("10.96.")
     assert rest == ["lattice0", "lo"]
     assert done.returncode == 7
-    assert nothing_left(ordinary)
+    assert ordinary.left.found() == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_kill_leaves_nothing(ordinary: Ordinary, number: signal.Signals) -> None:
     """The launcher's user namespace is not the starter's: who may signal whom is not the same."""
-    script = "trap '' TERM; (setsid sleep 4803 &); echo up; sleep 4803"
-    script = script if number == signal.SIGKILL else "echo up; exec sleep 4803"
+    long = long_sleep()
+    script = f"trap '' TERM; (setsid sleep {long} &); echo up; sleep {long}"
+    script = script if number == signal.SIGKILL else f"echo up; exec sleep {long}"
     with subprocess.Popen(
         [*ordinary.prefix, "sh", "-c", script],
         env=ordinary.environment,
@@ -93,16 +92,17 @@ def test_kill_leaves_nothing(ordinary: Ordinary, number: signal.Signals) -> None
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
+        ordinary.left.note()
         process.send_signal(number)
         killed = time.monotonic()
-        wait_for("programs to be gone", lambda: not processes_mentioning("sleep 4803"))
+        wait_for("programs to be gone", lambda: not processes_mentioning(f"sleep {long}"))
         assert time.monotonic() - killed < 10  # two are promised, on a machine that does only this
         assert process.wait(20) == -number
-    wait_for("everything to be gone", lambda: nothing_left(ordinary))
+    wait_for("nothing to be left", lambda: not ordinary.left.found(), instead=ordinary.left.found)
 
 
 def test_many_at_once(ordinary: Ordinary) -> None:
     with ThreadPoolExecutor(6) as pool:
         done = list(pool.map(lambda code: ordinary.run("sh", "-c", f"exit {code}"), range(12)))
     assert [each.returncode for each in done] == list(range(12))
-    assert nothing_left(ordinary)
+    assert ordinary.left.found() == []

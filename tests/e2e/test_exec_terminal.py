@@ -13,8 +13,9 @@ import pytest
 
 from conftest import World
 from lattice_sdk.testing.leftovers import descendants
+from support.left import agents, gateway_peers
 from support.terminal import Terminal
-from support.waiting import process_alive, process_stat, processes_mentioning, wait_for
+from support.waiting import long_sleep, process_alive, process_stat, sleeping, wait_for
 
 PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
 CTRL_C, CTRL_D, CTRL_Z, CTRL_BACKSLASH = "\x03", "\x04", "\x1a", "\x1c"
@@ -44,11 +45,14 @@ def python(code: str) -> list[str]:
     return [PYTHON, "-u", "-c", code]
 
 
+# A signal that comes just before a read is handled only after it: so no read waits for long.
 LISTENING = """
-import signal, sys
+import select, signal, sys
 for number in ("INT", "QUIT", "TERM", "HUP", "TSTP", "WINCH", "USR1"):
     signal.signal(getattr(signal, "SIG" + number), lambda n, _: print("got", n, "."))
 print("ready")
+while not select.select([0], [], [], 0.05)[0]:
+    pass
 sys.stdin.readline()
 """
 
@@ -130,31 +134,20 @@ def test_stopped_program_can_be_killed(run: Callable[..., Terminal]) -> None:
 
 def test_kill_of_what_runs_leaves_nothing(run: Callable[..., Terminal], world: World) -> None:
     """Neither its program nor its helpers nor its identity; a bare program is just gone."""
-    before = agents(world)
-    with run("sh", "-c", "trap '' HUP INT TERM; echo ready; sleep 4804") as terminal:
+    before, long = agents(world.fabric), long_sleep()
+    with run("sh", "-c", f"trap '' HUP INT TERM; echo ready; sleep {long}") as terminal:
         terminal.expect("ready")
-        inside = wait_for("the program", lambda: sleeping("4804"))
+        inside = wait_for("the program", lambda: sleeping(long))
         mine = [terminal.job, *descendants(terminal.job)]
         assert set(inside) <= set(mine)
-        identities = agents(world) - before
+        identities = agents(world.fabric) - before
         os.kill(terminal.job, signal.SIGKILL)
         assert os.WTERMSIG(terminal.news()["status"]) == signal.SIGKILL
         if not identities:
             for pid in inside:  # nobody sees to the children of a bare shell
                 os.kill(pid, signal.SIGKILL)
         wait_for("all processes to be gone", lambda: not [p for p in mine if process_alive(p)])
-        wait_for("its identity to be gone", lambda: not identities & agents(world))
-
-
-def sleeping(seconds: str) -> list[int]:
-    """Who sleeps that long."""
-    found = processes_mentioning(f"sleep {seconds}")
-    return [pid for pid, line in found if line.split() == ["sleep", seconds]]
-
-
-def agents(world: World) -> set[str]:
-    page = world.fabric.request("GET", "/api/v1/peers?limit=500")
-    return {peer["peerId"] for peer in page["items"] if peer["kind"] == "agent"}
+        wait_for("its identity to be gone", lambda: not identities & agents(world.fabric))
 
 
 def test_program_that_handles_the_stop_is_not_stopped_past_it(
@@ -196,24 +189,25 @@ def test_shell_with_job_control(run: Callable[..., Terminal]) -> None:
         terminal.type("set -o | grep monitor\n")
         terminal.expect("on")
         terminal.expect("prompt> ")
-        terminal.type("sleep 47\n")
-        terminal.expect("sleep 47")
-        wait_until_reading(terminal)
+        long = long_sleep()
+        terminal.type(f"sleep {long}\n")
+        terminal.expect(f"sleep {long}")
+        wait_until_in_foreground(long)
         terminal.type(CTRL_Z)
         terminal.expect("Stopped")
         terminal.expect("prompt> ")
         terminal.type("fg\n")
-        terminal.expect("sleep 47")
-        wait_until_reading(terminal)
+        terminal.expect(f"sleep {long}")
+        wait_until_in_foreground(long)
         terminal.type(CTRL_C)
         terminal.expect("prompt> ")
         terminal.type("exit 5\n")
         assert terminal.news() == {"status": 5 << 8, "terminal": True}
 
 
-def wait_until_reading(terminal: Terminal) -> None:
-    """Until a job of the inner shell has the terminal."""
-    wait_for("the inner job", lambda: [pid for pid in sleeping("47") if has_terminal(pid)])
+def wait_until_in_foreground(seconds: str) -> None:
+    """Until a job of the inner shell, which sleeps that long, has the terminal."""
+    wait_for("the inner job", lambda: [pid for pid in sleeping(seconds) if has_terminal(pid)])
 
 
 def has_terminal(pid: int) -> bool:
@@ -257,3 +251,20 @@ def test_hang_up_of_the_terminal_ends_the_program(
         os.killpg(terminal.job, signal.SIGHUP)
         wait_for("the program to have been told", marker.exists)
         assert terminal.news()["status"] == 0
+
+
+def test_kill_of_the_shell_hangs_the_program_up(
+    run: Callable[..., Terminal], world: World, tmp_path: Path
+) -> None:
+    """It is told, may end as it likes, and nothing of it is left."""
+    before, peers = agents(world.fabric), gateway_peers(world.fabric)
+    marker = tmp_path / "hung-up"
+    script = f"trap 'echo > {marker}; exit' HUP; echo ready; while :; do sleep 0.05; done"
+    with run("bash", "-c", script) as terminal:
+        terminal.expect("ready")
+        mine = [terminal.job, *descendants(terminal.job)]
+        terminal.kill_shell()
+        wait_for("the program to have been told", marker.exists)
+        wait_for("all processes to be gone", lambda: not [p for p in mine if process_alive(p)])
+    wait_for("its identity to be gone", lambda: agents(world.fabric) <= before)
+    wait_for("it to leave the gateway", lambda: gateway_peers(world.fabric) <= peers)

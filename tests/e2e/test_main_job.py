@@ -128,10 +128,15 @@ def test_expired_agent_is_cut_off_with_control_plane_and_gateway_daemon_dead(
 
     engine = EngineProcess.start_netstack()
     try:
-        tunnel = open_bare_tunnel(broken_world.fabric, engine, ttl="10s")
+        tunnel = open_bare_tunnel(broken_world.fabric, engine, ttl="15s")
         download = Download("http://github-tools.lattice/stream", tunnel.proxy_env)
         broken_world.fabric.kill_server()
         broken_world.fabric.kill_gateway_daemon()
+        # Only then is it the kernel alone that ends it, and only of a download that still ran.
+        dead = time.monotonic()
+        assert dead < tunnel.deadline
+        wait_for("bytes of after their death", lambda: download.last_byte > dead)
+        assert download.last_byte < tunnel.deadline
         wait_for(
             "the download to stop",
             lambda: time.monotonic() - max(download.last_byte, tunnel.deadline) > 3,

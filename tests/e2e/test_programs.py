@@ -63,17 +63,21 @@ def test_what_a_program_was_refused_is_on_record(world: World, agent: LatticeAge
 
 def test_programs_of_one_agent_share_a_loopback(agent: LatticeAgent) -> None:
     """And it is not the machine's."""
-    with agent.popen(
-        [sys.executable, "-m", "http.server", "8099", "--bind", "127.0.0.1"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as server:
-        ask = curl("-o", "/dev/null", "--retry-connrefused", "--retry", "60", "--retry-delay", "1")
-        done = agent.run([*ask, "http://127.0.0.1:8099/"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", 8099), 5)
-        server.kill()
+    with socket.socket() as reserved:  # nobody else's on this machine, so that none answers there
+        reserved.bind(("127.0.0.1", 0))
+        port = str(reserved.getsockname()[1])
+        with agent.popen(
+            [sys.executable, "-m", "http.server", port, "--bind", "127.0.0.1"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as server:
+            ask = curl("-o", "/dev/null", "--retry-connrefused", "--retry", "60")
+            ask += ["--retry-delay", "1", f"http://127.0.0.1:{port}/"]
+            done = agent.run(ask, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(reserved.getsockname(), 5)
+            server.kill()
 
 
 def test_two_agents_programs_are_two_identities(world: World, agent: LatticeAgent) -> None:

@@ -16,29 +16,29 @@ from lattice_sdk import (
     IdentityClosed,
 )
 from lattice_sdk.testing.leftovers import descendants
-from support.waiting import process_alive, processes_mentioning, wait_for
+from support.waiting import long_sleep, process_alive, processes_mentioning, sleeping, wait_for
 from support.wrapped import GRANTED, curl
 
 
 @pytest.mark.parametrize("road", ["close", "garbage"])
 def test_programs_end_with_their_agent(world: World, road: str) -> None:
-    agent = world.agent(isolation="required").open()
-    script = ["sh", "-c", "trap '' TERM HUP INT; (setsid sleep 4712 &) ; echo up; sleep 4712"]
-    line = agent.wrap(script)
+    agent, long = world.agent(isolation="required").open(), long_sleep()
+    script = f"trap '' TERM HUP INT; (setsid sleep {long} &) ; echo up; sleep {long}"
+    line = agent.wrap(["sh", "-c", script])
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         directory = Path(line[4]).parent
         if road == "close":
             agent.close()
-            assert not processes_mentioning("sleep 4712"), "closed, and programs run on"
+            assert not processes_mentioning(f"sleep {long}"), "closed, and programs run on"
         else:
             import gc
 
             del agent
             gc.collect()
         assert process.wait(20) == -signal.SIGKILL
-        wait_for("programs to be gone", lambda: not processes_mentioning("sleep 4712"))
+        wait_for("programs to be gone", lambda: not processes_mentioning(f"sleep {long}"))
         wait_for("their files to be removed", lambda: not directory.exists())
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 125
@@ -57,11 +57,12 @@ def test_agent_that_is_kept_by_a_program_is_not_closed(world: World) -> None:
 
 
 def test_killed_agent_leaves_no_program_and_no_file(world: World, tmp_path: Path) -> None:
-    code = """
+    long = long_sleep()
+    code = f"""
 import sys
 from lattice_sdk import LatticeAgent
 with LatticeAgent(isolation="required") as agent:
-    with agent.popen(["sh", "-c", "setsid sleep 4713 & sleep 4713"]) as process:
+    with agent.popen(["sh", "-c", "setsid sleep {long} & sleep {long}"]) as process:
         print(agent.engine_pid, agent.wrap(["x"])[4], agent.peer_id, flush=True)
         sys.stdin.read()
 """
@@ -80,9 +81,9 @@ with LatticeAgent(isolation="required") as agent:
     ) as process:
         assert process.stdout is not None
         engine, spec, _ = process.stdout.readline().split()
-        wait_for("the programs", lambda: len(processes_mentioning("sleep 4713")) >= 2)
+        wait_for("the programs", lambda: len(sleeping(long)) == 2)
         process.kill()
-        wait_for("programs to be gone", lambda: not processes_mentioning("sleep 4713"))
+        wait_for("programs to be gone", lambda: not processes_mentioning(f"sleep {long}"))
         wait_for("the engine to end", lambda: not process_alive(int(engine)))
         wait_for("their files to be removed", lambda: not list(tmp_path.iterdir()))
     assert not Path(spec).exists()

@@ -22,7 +22,7 @@ from lattice_sdk import (
 )
 from lattice_sdk.testing import running
 from lattice_sdk.testing.leftovers import descendants
-from support.waiting import processes_mentioning, wait_for
+from support.waiting import long_sleep, processes_mentioning, wait_for
 from support.wrapped import GRANTED, curl
 
 
@@ -155,16 +155,18 @@ def test_asyncio_has_the_same(agent: LatticeAgent) -> None:
 
 
 def test_cancelled_start_leaves_no_program(agent: LatticeAgent) -> None:
+    long = long_sleep()
+
     async def main() -> None:
         for delay in (0.0, 0.005, 0.02, 0.05):
-            starting = asyncio.create_task(agent.create_subprocess_exec("sleep", "4711"))
+            starting = asyncio.create_task(agent.create_subprocess_exec("sleep", long))
             await asyncio.sleep(delay)
             starting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 (await starting).kill()
 
     asyncio.run(main())
-    wait_for("the programs to be gone", lambda: not processes_mentioning("sleep 4711"))
+    wait_for("the programs to be gone", lambda: not processes_mentioning(f"sleep {long}"))
 
 
 def test_wrap_is_for_anybody_to_execute(agent: LatticeAgent, tmp_path: Path) -> None:

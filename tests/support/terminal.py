@@ -160,6 +160,11 @@ class Terminal:
         found: dict[str, Any] = json.loads(line)
         return found
 
+    def kill_shell(self) -> None:
+        """SIGKILL of the shell, upon which the kernel hangs the terminal's foreground job up."""
+        self._shell.kill()
+        self._shell.wait()
+
     def foreground(self, *, dead: bool = False) -> None:
         """Have a stopped job go on, with the terminal; one that is ``dead`` has its end noticed."""
         os.write(self._orders, b"fg")

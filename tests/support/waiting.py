@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,16 +15,24 @@ CUT_WITHIN = 4.0
 
 
 def wait_for(
-    what: str, condition: Callable[[], T], timeout: float = 60.0, pause: float = 0.005
+    what: str,
+    condition: Callable[[], T],
+    timeout: float = 60.0,
+    pause: float = 0.005,
+    instead: Callable[[], object] | None = None,
 ) -> T:
-    """Poll until ``condition`` is true and return what it gave; fail with ``what`` otherwise."""
+    """Poll until ``condition`` is true and return what it gave; fail with ``what`` otherwise.
+
+    ``instead`` says what is there instead.
+    """
     deadline = time.monotonic() + timeout
     while True:
         late = time.monotonic() > deadline  # before the last look
         if value := condition():
             return value
         if late:
-            raise AssertionError(f"not within {timeout:g} s: {what}")
+            there = f"; there is: {instead()}" if instead else ""
+            raise AssertionError(f"not within {timeout:g} s: {what}{there}")
         time.sleep(pause)
 
 
@@ -65,8 +74,22 @@ def processes_mentioning(text: str) -> list[tuple[int, str]]:
     return found
 
 
-def children() -> set[int]:
-    """The child processes of this process that run."""
+def long_sleep() -> str:
+    """Seconds to sleep for longer than any test takes, which no other process sleeps for.
+
+    So ``sleep`` with it is told from everybody else's, see `sleeping`.
+    """
+    return f"{secrets.randbelow(10**9) + 10**4}.{os.getpid()}"
+
+
+def sleeping(seconds: str) -> list[int]:
+    """The processes that are ``sleep`` with just that."""
+    found = processes_mentioning(f"sleep {seconds}")
+    return [pid for pid, line in found if line.split() == ["sleep", seconds]]
+
+
+def children(*, ended: bool = False) -> set[int]:
+    """The child processes of this process that run; or also those that have ``ended``, zombies."""
     found: set[int] = set()
     for task in os.listdir("/proc/self/task"):
         try:
@@ -74,4 +97,4 @@ def children() -> set[int]:
                 found |= {int(pid) for pid in file.read().split()}
         except (FileNotFoundError, ProcessLookupError):
             continue
-    return {pid for pid in found if process_alive(pid)}
+    return {pid for pid in found if ended or process_alive(pid)}

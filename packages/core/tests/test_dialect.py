@@ -1,92 +1,29 @@
-"""The second dialect of published servers, spoken by a server on loopback."""
+"""The SDK against a server that speaks the second dialect."""
 
 from __future__ import annotations
 
-import json
-import threading
-import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from lattice_sdk import LatticeAgent
-from lattice_sdk.errors import ConfigurationError, NotPermitted
+from lattice_sdk.errors import ConfigurationError, NotPermitted, TunnelFailed
+from support.dialect import OTHER_NAMES, TOKEN, DialectServer
 from support.waiting import wait_for
-
-
-class DialectServer(ThreadingHTTPServer):
-    """Wraps answers, always HTTP 200; names identities; knows no renewal."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), DialectHandler)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.live: dict[str, dict[str, Any]] = {}
-        self.enrolled: list[dict[str, Any]] = []
-        self.deleted: list[str] = []
-        self.tells_expiry = True
-
-
-class DialectHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: DialectServer
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        missing = [name for name in ("workspaceId", "agentType", "agentName") if not body.get(name)]
-        if self.path != "/api/v1/agent-enroll":
-            return self.answer(404, "no such route")
-        if missing:
-            return self.answer(400, f"missing {missing}")
-        if self.headers["Authorization"] != "Bearer lt-good":
-            return self.answer(403, "token is not allowed to enroll agents")
-        self.server.enrolled.append(body)
-        self.server.live[body["agentName"]] = body
-        data = {"peerName": body["agentName"], "ttlSeconds": body.get("ttlSeconds", 3600)}
-        if self.server.tells_expiry:
-            at = time.gmtime(time.time() + data["ttlSeconds"])
-            data["expiresAt"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", at)
-        return self.answer(0, "ok", data)
-
-    def do_DELETE(self) -> None:
-        path, _, query = self.path.partition("?")
-        name = path.rpartition("/")[2]
-        if query != "workspaceId=ws" or name not in self.server.live:
-            return self.answer(404, "no such peer")
-        del self.server.live[name]
-        self.server.deleted.append(name)
-        return self.answer(200, "deleted")
-
-    def answer(self, code: int, msg: str, data: Any = None) -> None:
-        body = json.dumps({"code": code, "msg": msg, "data": data}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        return
 
 
 @pytest.fixture
 def server() -> Iterator[DialectServer]:
     with DialectServer() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def agent(server: DialectServer, **settings: Any) -> LatticeAgent:
     return LatticeAgent(
         **{
             "server": server.url,
-            "token": "lt-good",
+            "token": TOKEN,
             "agent_name": "worker",
             "workspace_id": "ws",
             "backend": "none",
@@ -116,6 +53,40 @@ def test_without_renewal_it_enrolls_anew_under_a_new_name(server: DialectServer)
         assert living.state in ("active", "renewing")
     assert server.live == {}
     assert len({body["agentName"] for body in server.enrolled}) == len(server.enrolled)
+
+
+@pytest.mark.parametrize("names", [{}, OTHER_NAMES], ids=["usual names", "other names"])
+def test_what_is_told_is_taken_under_either_name(
+    server: DialectServer, names: dict[str, str]
+) -> None:
+    server.names = names
+    server.told = {"overlayIP": "10.96.2.5/32", "enrollmentToken": "lt-of-the-agent"}
+    with agent(server) as living:
+        assert (living.peer_id, living.overlay_ip) == ("worker", "10.96.2.5")
+        assert living._identity().enrollment_token.get_secret_value() == "lt-of-the-agent"
+    assert server.live == {}
+
+
+@pytest.mark.parametrize("names", [{}, OTHER_NAMES], ids=["usual names", "other names"])
+def test_server_that_takes_the_first_words_is_not_asked_again(
+    server: DialectServer, names: dict[str, str]
+) -> None:
+    """Or what it made of them lives on and nobody knows of it."""
+    server.names = names
+    with agent(server, agent_type="worker") as living:
+        assert list(server.live) == [living.peer_id]
+    assert (server.live, len(server.enrolled)) == ({}, 1)
+
+
+@pytest.mark.parametrize("isolation", [None, "proxy", "required"])
+def test_without_a_config_nothing_stands_in_for_the_tunnel(
+    server: DialectServer, isolation: str | None
+) -> None:
+    """Who wants an identity without a network says so; everybody else is told how, and has none."""
+    with pytest.raises(TunnelFailed, match="no WireGuard config") as failure:
+        agent(server, backend=None, isolation=isolation).open()
+    assert "backend='none'" in failure.value.hint
+    assert len(server.enrolled) == len(server.deleted) == 1
 
 
 def test_refusal_has_its_reason_from_msg(server: DialectServer) -> None:

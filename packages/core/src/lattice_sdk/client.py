@@ -126,7 +126,7 @@ class ControlPlane:
                 self.second_dialect = False
                 return _complete(_model(EnrollResponse, body), key)
             self.second_dialect = True
-            if isinstance(body.get("data"), dict) and body["data"].get("peerName"):
+            if dialect.names_identity(body):
                 return self._read_second(body, request, key, now())
         return await self._enroll_second(request, dialect.successor_name(request.agent_name), key)
 

@@ -43,6 +43,12 @@ def wrapped_status(body: dict[str, Any]) -> int:
     return status if 100 <= status <= 599 else 500
 
 
+def names_identity(body: dict[str, Any]) -> bool:
+    """Whether an answer tells of an identity that has been made."""
+    data = body.get("data")
+    return isinstance(data, dict) and bool(data.get("peerName") or data.get("peerId"))
+
+
 def request_body(request: EnrollRequest, name: str) -> dict[str, Any]:
     """The body of an enrollment.
 
@@ -74,7 +80,7 @@ def read_response(
     Args:
         body: the wrapped answer.
         request: what was asked.
-        token: what deletes the identity where the server hands out no token of its own.
+        token: stands for the identity's own where the server hands out none.
         clock: for the date of the end.
         sent: moment of the request; where the server tells no end, the life counts from there.
 

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -14,7 +15,7 @@ import pytest
 
 from lattice_sdk.agent import LatticeAgent
 from lattice_sdk.testing.adapter import Adapter
-from lattice_sdk.testing.leftovers import Leftovers, alive
+from lattice_sdk.testing.leftovers import Leftovers, alive, files
 from lattice_sdk.testing.program import GRANTED_URL
 from lattice_sdk.testing.running import Program
 from lattice_sdk.testing.world import World
@@ -106,8 +107,8 @@ class ContractBase:
         _wait_until_gone(world, line["peer"], line["engine"])
         left = self._leftovers.of_program
         wait_for("nothing of the program to be left", lambda: not left(), left)
-        files = program.temporary.rglob
-        wait_for("its files to be removed", lambda: not [*files("*")], lambda: [*files("*")])
+        there = partial(files, program.temporary)
+        wait_for("its files to be removed", lambda: not there(), there)
 
 
 def look(world: World, agent: LatticeAgent) -> Seen:

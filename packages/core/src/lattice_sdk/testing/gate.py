@@ -19,8 +19,12 @@ class Gate:
     def __init__(self, url: str) -> None:
         host, port = url.removeprefix("http://").split(":")
         self._target = (host, int(port))
-        self._listener = socket.create_server((host, 0))
-        self._address = self._listener.getsockname()
+        # Does not listen; while it is there, a port that is closed is given to nobody else.
+        self._reserved = socket.socket()
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved.bind((host, 0))
+        self._address = self._reserved.getsockname()
+        self._listener = socket.create_server(self._address)
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -32,6 +36,7 @@ class Gate:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        self._reserved.close()
 
     def close(self) -> None:
         """End it with all its connections."""
@@ -45,7 +50,7 @@ class Gate:
                     connection.shutdown(socket.SHUT_RDWR)
 
     def open(self) -> None:
-        """Forward again, where it did before."""
+        """Forward again, where it did before; within the block only."""
         self._closed = False
         self._listener = socket.create_server(self._address)
         threading.Thread(target=self._accept, name="gate", daemon=True).start()

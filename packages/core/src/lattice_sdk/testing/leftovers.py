@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-__all__ = ["Leftovers", "alive", "descendants"]
+__all__ = ["Leftovers", "alive", "descendants", "files"]
 
 KINDS = ("net", "user", "mnt", "pid", "ipc")  # of namespaces, namespaces(7)
 
@@ -58,7 +58,7 @@ class Leftovers:
             *self._left_namespaces(),
             *(f"thread {thread.name}" for thread in threads if thread.is_alive()),
             *(f"{name} of this process" for name in sorted(_sockets() - self._sockets)),
-            *(f"file {path}" for path in self.directory.rglob("*")),
+            *(f"file {path}" for path in files(self.directory)),
         ]
 
     def _left_processes(self, processes: set[tuple[int, str]]) -> list[str]:
@@ -106,6 +106,15 @@ def descendants(pid: int) -> list[int]:
             for child in map(int, children):
                 found += [child, *descendants(child)]
     return found
+
+
+def files(directory: Path) -> list[str]:
+    """Files and directories below a directory, of which some may be removed meanwhile."""
+    return [
+        os.path.join(below, name)
+        for below, directories, names in os.walk(directory)  # which passes over what has gone
+        for name in [*directories, *names]
+    ]
 
 
 def alive(pid: int) -> bool:

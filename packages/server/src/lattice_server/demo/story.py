@@ -283,7 +283,8 @@ class Story:
         download = Download(STREAM, tunnel.proxy_env)
         self._fabric.kill_server()
         self._fabric.kill_gateway_daemon()
-        expect(time.monotonic() < tunnel.deadline, "it had expired before both were killed")
+        dead = time.monotonic()
+        expect(dead < tunnel.deadline, "it had expired before both were killed")
 
         def over() -> bool:
             left = tunnel.deadline - time.monotonic()
@@ -293,6 +294,7 @@ class Story:
             return left < 0 and download.stopped
 
         self._wait("the download to stop", over)
+        expect(download.last_byte > dead, "the download had ended before both were killed")
         alive = [line for line in self._footprint.commands() if "lattice_server.cli" in line]
         expect(not alive, f"not dead: {'; '.join(alive)}")
         engine.close()
