@@ -67,7 +67,7 @@ test-pods: setup ## whole pods under podman; needs what tests/k8s names, and roo
 bench: environments bench-environment ## measure everything, in less than 15 minutes: benchmarks/results
 	$(BIN)/python -m benchmarks --size full
 
-bench-quick: setup bench-environment ## the same in less than 2 minutes, with fewer rounds and smaller sizes
+bench-quick: environments bench-environment ## the same in less than 2 minutes, with fewer rounds and smaller sizes
 	$(BIN)/python -m benchmarks --size quick
 
 bench-environment: setup

@@ -24,7 +24,8 @@ STEPS = {"full": ("1000", "7"), "quick": ("200", "3")}  # of the graph, and roun
 STEPS_AIMED_AT, OVERHEAD = 1000, 2  # steps, and per cent over a graph without an identity
 NOISE = (
     "as far as *bare again* is from zero it is the machine's noise; the rest is one look-up of the "
-    "agent in the run's context for each step that asks"
+    "agent in the run's context for each step that asks. It would take a machine that does nothing "
+    "else, and for the look-up a step that keeps its agent"
 )
 ONE = """
 import sys

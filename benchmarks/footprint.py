@@ -40,7 +40,10 @@ IMPORT = 200  # ms
 STACK = (
     "Go's runtime, gVisor's stack and wireguard-go, before any agent. It would take less of them"
 )
-LOADED = "an interpreter that reads its modules; what imports what says `python -X importtime`"
+LOADED = (
+    "an interpreter that reads its modules; what imports what says `python -X importtime`. It "
+    "would take fewer of them before the first agent"
+)
 MEMORY = (
     "of few agents the first one's connection weighs; each has a network stack, a WireGuard device "
     "and a proxy of its own. It would take one device for all agents of an engine"

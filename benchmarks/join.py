@@ -35,15 +35,18 @@ SIZES: dict[str, dict[str, Any]] = {
     "quick": {"rounds": 8, "cold": 2, "backends": BOTH, "other": True, "exec": 3},
     "tiny": {"rounds": 1, "cold": 1, "backends": BOTH[:1], "other": False, "exec": 1},
 }
-WARM = "the enrollment, which waits for the gateway to have the peer, is most of it"
+WARM = (
+    "the enrollment, which waits for the gateway to have the peer, is most of it. It would take a "
+    "control plane that answers with less of the processor, or before the gateway has the peer"
+)
 STARTS = (
     "an enrollment, a network namespace with its tunnel, and the start of the engine that keeps "
-    "it; an engine that runs already would take its start away"
+    "it. It would take an engine that runs already, for its start"
 )
 FLOOR = (
-    "the floor is a loopback round trip in one process; a join is an enrollment that a database "
-    "and the gateway have confirmed, a WireGuard handshake, and a request over two tunnels. It "
-    "would take a control plane that answers from memory"
+    "the floor is a request that is answered at once (over TLS, which the join here has not); a "
+    "join is an enrollment that a database and the gateway have confirmed, a WireGuard handshake, "
+    "and a request over two tunnels. It would take a control plane that answers from memory"
 )
 COLD = """
 import json, sys

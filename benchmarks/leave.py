@@ -25,9 +25,9 @@ from lattice_sdk.testing.gate import Gate
 from lattice_server.fabric import Fabric
 
 REQUEST = b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n"
-TTL = "4s"
 SILENCE = 0.5  # seconds without a chunk, of which one comes every 5 ms, that are the end
-SIZES = {"full": (100, 10), "quick": (10, 10), "tiny": (2, 2)}  # of each kind, and at once
+# Of each kind, at once, and the life of those that expire, which leaves time to open them all.
+SIZES = {"full": (100, 10, "4s"), "quick": (10, 10, "4s"), "tiny": (2, 2, "10s")}
 LATE = (
     "what is late is who reads: the kernel has cut the flow, and its last bytes wait for a "
     "processor. It would take an idle one"
@@ -55,7 +55,7 @@ def measure(size: str) -> Section:
     """DELETE, expiry, SIGKILL and a change of policy, each many times."""
     logging.getLogger("lattice").setLevel(logging.CRITICAL)  # that nobody renews is meant so
     section = Section("Leave: end → last byte")
-    count, at_once = SIZES[size]
+    count, at_once, ttl = SIZES[size]
     with fabric() as (running, settings), httpx.Client() as admin:
         admin.headers["Authorization"] = f"Bearer {running.admin_token}"
 
@@ -64,7 +64,7 @@ def measure(size: str) -> Section:
 
         deleted = many(lambda: after_delete(running, settings, admin, at_once))
         spread(section, "DELETE → last byte of a download", deleted, limit=50)
-        expired = many(lambda: after_expiry(settings, at_once))
+        expired = many(lambda: after_expiry(settings, at_once, ttl))
         spread(section, "expiry → last byte of a download", expired, limit=20)
         killed = many(lambda: after_kill(running, settings, admin, at_once))
         spread(section, "SIGKILL of the agent → peer gone at control plane and gateway", killed)
@@ -89,7 +89,11 @@ def spread(section: Section, name: str, seconds: list[float], limit: float | Non
 
 
 def download(agent: LatticeAgent, moved: Callable[[], None] | None = None) -> float:
-    """Read until the connection is cut; the moment of its last byte on the monotonic clock."""
+    """Read until the connection is cut; the moment of its last byte on the monotonic clock.
+
+    Raises:
+        RuntimeError: it was cut before there was a byte.
+    """
     with agent.connect("github-tools.lattice", 80) as stream:
         stream.settimeout(SILENCE)
         stream.sendall(REQUEST)
@@ -100,6 +104,8 @@ def download(agent: LatticeAgent, moved: Callable[[], None] | None = None) -> fl
                 if moved is not None:
                     moved()
                     moved = None
+    if not last:
+        raise RuntimeError("a download did not begin")
     return last
 
 
@@ -134,15 +140,15 @@ def after_delete(
     return [max(0.0, end - start) for start, end in zip(started, ends, strict=True)]
 
 
-def after_expiry(settings: dict[str, Any], at_once: int) -> list[float]:
+def after_expiry(settings: dict[str, Any], at_once: int, ttl: str) -> list[float]:
     """Seconds from the deadline until the last byte, of some agents at once; negative if before."""
     with Gate(settings["server"]) as gate, contextlib.ExitStack() as stack:
         agents = [
-            stack.enter_context(LatticeAgent(**{**settings, "server": gate.url, "ttl": TTL}))
+            stack.enter_context(LatticeAgent(**{**settings, "server": gate.url, "ttl": ttl}))
             for _ in range(at_once)
         ]
-        ends = [time.monotonic() + agent.remaining for agent in agents]
         gate.close()  # no renewal comes through
+        ends = [time.monotonic() + agent.remaining for agent in agents]
         with ThreadPoolExecutor(at_once) as pool:
             lasts = list(pool.map(download, agents))
         return [last - end for last, end in zip(lasts, ends, strict=True)]

@@ -30,13 +30,19 @@ KINDS = {"HTTP take": "Download", "HTTP give": "Upload", "iperf3": "iperf3"}
 STREAMS = (1, 8)
 POLICY = (
     "the gateway reads and writes its socket and its interface as wireguard-go does; what it adds "
-    "is its firewall, once for each train of packets"
+    "is its firewall, once for each train of packets. It would take a firewall in the engine, or "
+    "the kernel's WireGuard, so that flows that are known are forwarded without it"
 )
 GRANTS = (
     "maps are hashed, so that their size costs nothing but misses of the processor's cache; what "
-    "is seen is the machine's noise, as the spread tells"
+    "is seen is the machine's noise, as the spread tells. It would take a machine that does "
+    "nothing else, and more rounds"
 )
-PROXIES = "both are a userspace network stack over wireguard-go; see the processor time of each"
+PROXIES = (
+    "both are a userspace network stack over wireguard-go; see the processor time of each. Where "
+    "that is less, it would take rounds with nothing beside; where it is not, longer trains of "
+    "segments between proxy and stack"
+)
 SIZES: dict[str, dict[str, Any]] = {
     "full": {
         "levels": [10, 1_000, 10_000, 100_000],

@@ -20,8 +20,8 @@ from lattice_sdk import DestinationUnreachable, LatticeAgent, NetworkConnector, 
 from support.machine import own_address
 from support.waiting import wait_for
 
-# Seconds from a change of the policy to its effect on running agents. The bound that is promised is
-# one; the rest is for a machine that is busy with other tests.
+# Seconds from a change of the policy to its effect on running agents. It takes less than one; the
+# rest is for a machine that is busy with other tests.
 AT_ONCE = 5.0
 
 

@@ -76,6 +76,7 @@ class Mutant:
     expiries: int = 0
 
 
+LENGTH = 8  # examples in which a mutant is to be caught
 MUTANTS = {
     "a wrong port": Mutant(
         "policy.py",
@@ -105,7 +106,7 @@ MUTANTS = {
     ),
     "a parent forgotten": Mutant(
         "attenuation.py",
-        "at = line[-1].parent",
+        "at = one.parent",
         "at = None",
     ),
     "a life in the wrong unit": Mutant(
@@ -113,6 +114,14 @@ MUTANTS = {
         "(self.expires_at - now) / 1000:.3f",
         "(self.expires_at - now) / 100:.3f",
         caught=": passes ",
+        expiries=2,
+    ),
+    "a renewal that the gateway is not told of": Mutant(
+        "publication.py",
+        "[own] = await peer_objects(tx.connection, peer.workspace_id, [peer], now",
+        "told = before if before and before.public_key == peer.public_key else peer\n"
+        "    [own] = await peer_objects(tx.connection, peer.workspace_id, [told], now",
+        caught=": neither connected nor refused",
         expiries=2,
     ),
     "a change of policy that nobody is told": Mutant(
@@ -148,10 +157,27 @@ def test_a_mutant_of_the_control_plane_is_caught(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mutant = MUTANTS[name]
-    package = tmp_path / "mutant" / "lattice_server"
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(PACKAGE, package, ignore=ignored)
+    package = copied(tmp_path, monkeypatch)
     (package / mutant.file).write_text(mutated(mutant, package))
-    monkeypatch.setenv("PYTHONPATH", str(package.parent))
     with pytest.raises(AssertionError, match=mutant.caught):
-        run(tmp_path / "fabric", 8, mutant.seed, mutant.expiries)
+        run(tmp_path / "fabric", LENGTH, mutant.seed, mutant.expiries)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("number", "expiries"), sorted({(one.seed, one.expiries) for one in MUTANTS.values()})
+)
+def test_what_catches_the_mutants_finds_nothing_without_one(
+    number: int, expiries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied(tmp_path, monkeypatch)
+    run(tmp_path / "fabric", LENGTH, number, expiries)
+
+
+def copied(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the control plane, which is the one that a fabric starts from now on."""
+    package = directory / "mutant" / "lattice_server"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    return package

@@ -42,7 +42,8 @@ def stateful_set(name: str, image: str) -> dict[str, Any]:
     (found,) = [one for one in documents if one["kind"] == "StatefulSet"]
     spec = found["spec"]["template"]["spec"]
     for claim in found["spec"]["volumeClaimTemplates"]:
-        spec["volumes"].append({"name": claim["metadata"]["name"], "emptyDir": {}})
+        name_of = claim["metadata"]["name"]
+        spec["volumes"].append({"name": name_of, "persistentVolumeClaim": {"claimName": name_of}})
     for container in (*spec.get("initContainers", []), *spec["containers"]):
         container["image"] = image
         container["args"] = [

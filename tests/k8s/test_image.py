@@ -10,7 +10,7 @@ import pytest
 from spdx_tools.spdx.parser.parse_anything import parse_file
 from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
 
-from support.images import server_image
+from support.images import build_offline, server_image
 from support.node import Node
 
 pytestmark = [pytest.mark.pods, pytest.mark.slow, pytest.mark.timeout(240, func_only=True)]
@@ -90,6 +90,27 @@ def test_bill_of_materials_is_valid_and_complete(
     assert "lattice-k8s-job 0.1.0" in described
     modules = {one.name for one in document.packages}
     assert {"golang.zx2c4.com/wireguard", "gvisor.dev/gvisor", "go"} <= modules
+
+
+NO_NETWORK = """
+import socket
+names = [name for _, name in socket.if_nameindex()]
+assert names == ["lo"], f"a step of a build has a network: {names}"
+try:
+    socket.create_server(("127.0.0.1", 0))
+    socket.create_connection(("127.0.0.1", 1))
+except OSError as error:
+    assert "unreachable" in str(error), error
+"""
+
+
+def test_builds_have_no_network(node: Node, tmp_path: Path) -> None:
+    step = json.dumps(["/usr/bin/python3", "-c", NO_NETWORK])
+    (tmp_path / "Containerfile").write_text(f"FROM {node.images.base}\nRUN {step}\n")
+    build_offline(
+        node.podman, "--no-cache", "--tag", "localhost/lattice-test-offline", str(tmp_path)
+    )
+    node.podman("rmi", "localhost/lattice-test-offline")
 
 
 def test_commands_of_the_image_work(node: Node) -> None:

@@ -87,6 +87,50 @@ def test_deployment_is_wired_together(applied: list[dict[str, Any]]) -> None:
     assert server["securityContext"]["runAsNonRoot"] is True
 
 
+def test_roles_are_the_least() -> None:
+    """Who looks may not write, who writes peers may nothing else, and nobody is given either."""
+    texts = [path.read_text() for path in DEPLOY.rglob("*.yaml")]
+    documents = [one for text in texts for one in yaml.safe_load_all(text) if one]
+    by_kind: dict[str, dict[str, Any]] = {}
+    for one in documents:
+        by_kind.setdefault(one["kind"], {})[one.get("metadata", {}).get("name", "")] = one
+    assert not {"Role", "RoleBinding", "ClusterRoleBinding"} & by_kind.keys()
+    group = {"apiGroups": ["alattice.io"]}
+    look = ["get", "list", "watch"]
+    roles = by_kind["ClusterRole"]
+    assert {name: role["rules"] for name, role in roles.items()} == {
+        "lattice-peers-view": [
+            {**group, "resources": ["latticepeers", "latticepeers/status"], "verbs": look}
+        ],
+        "lattice-peers-write": [
+            {
+                **group,
+                "resources": ["latticepeers"],
+                "verbs": [*look, "create", "update", "patch", "delete"],
+            },
+            {**group, "resources": ["latticepeers/status"], "verbs": ["get", "update", "patch"]},
+        ],
+    }
+    # Roles of the cluster that an aggregated one becomes a part of.
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    assert {
+        name: {
+            label.removeprefix(prefix)
+            for label in role["metadata"]["labels"]
+            if label.startswith(prefix)
+        }
+        for name, role in roles.items()
+    } == {"lattice-peers-view": {"view", "edit", "admin"}, "lattice-peers-write": set()}
+    assert not any("aggregationRule" in role for role in roles.values())
+    # Server and gateway have no token of the API server's either.
+    for account in by_kind["ServiceAccount"].values():
+        assert account["automountServiceAccountToken"] is False
+    for stateful in ("lattice-server", "lattice-gateway"):
+        pod = by_kind["StatefulSet"][stateful]["spec"]["template"]["spec"]
+        assert pod["serviceAccountName"] in by_kind["ServiceAccount"]
+        assert pod["automountServiceAccountToken"] is False
+
+
 def test_commands_of_the_deployment_are_accepted() -> None:
     import typer.main
 
@@ -185,42 +229,63 @@ def test_component_is_made_from_the_injection() -> None:
     assert done.returncode == 0, done.stderr
 
 
-WORKLOADS = """\
-apiVersion: batch/v1
-kind: Job
-metadata:
-  name: wanted
-  labels: {lattice.io/inject: "true"}
-spec: &job
-  template:
-    spec:
-      initContainers:
-      - {name: fetch, image: fetch:1}
-      containers:
-      - name: agent
-        image: agent:1
-        env:
-        - {name: MODE, value: "yes"}
-      restartPolicy: Never
----
-apiVersion: batch/v1
-kind: Job
-metadata:
-  name: unwanted
-spec:
-  template:
-    spec:
-      containers:
-      - {name: agent, image: agent:1}
-      restartPolicy: Never
-"""
+SPEC = {
+    "initContainers": [{"name": "fetch", "image": "fetch:1"}],
+    "containers": [
+        {"name": "agent", "image": "agent:1", "env": [{"name": "MODE", "value": "yes"}]},
+    ],
+}
+LABELS = {"app": "work"}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(420)
-def test_component_does_what_injection_does(tmp_path: Path) -> None:
-    (tmp_path / "workloads.yaml").write_text(WORKLOADS)
-    (tmp_path / "agents").symlink_to(DEPLOY / "agents")
+def workload(kind: str, name: str, labels: dict[str, str]) -> dict[str, Any]:
+    """A workload of a kind, as anybody writes it."""
+    ends = kind in ("Pod", "Job", "CronJob")
+    pod = {
+        "metadata": {"labels": LABELS},
+        "spec": {**copy.deepcopy(SPEC), "restartPolicy": "Never" if ends else "Always"},
+    }
+    version, body = {
+        "Pod": ("v1", pod),
+        "Job": ("batch/v1", {"spec": {"template": pod}}),
+        "CronJob": (
+            "batch/v1",
+            {"spec": {"schedule": "0 3 * * *", "jobTemplate": {"spec": {"template": pod}}}},
+        ),
+        "Deployment": ("apps/v1", {"spec": {"selector": {"matchLabels": LABELS}, "template": pod}}),
+        "StatefulSet": (
+            "apps/v1",
+            {
+                "spec": {
+                    "serviceName": name,
+                    "selector": {"matchLabels": LABELS},
+                    "template": pod,
+                }
+            },
+        ),
+    }[kind]
+    metadata = {"name": name, "labels": {**body.get("metadata", {}).get("labels", {}), **labels}}
+    return {"apiVersion": version, "kind": kind, **body, "metadata": metadata}
+
+
+def pod_of(document: dict[str, Any]) -> dict[str, Any]:
+    """The pod, or the template of pods, of a workload."""
+    while document["kind"] != "Pod" if "kind" in document else "containers" not in document["spec"]:
+        document = document["spec"].get("template") or document["spec"]["jobTemplate"]
+    return document
+
+
+KINDS = ("Pod", "Job", "CronJob", "Deployment", "StatefulSet")
+
+
+@pytest.fixture(scope="module")
+def with_component(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Any]:
+    """Workloads of each kind that want the component and that do not, by kind and name."""
+    directory = tmp_path_factory.mktemp("overlay")
+    wants = {"wanted": {"lattice.io/inject": "true"}, "unwanted": {}}
+    workloads = [workload(kind, *of) for kind in KINDS for of in wants.items()]
+    (directory / "workloads.yaml").write_text(yaml.safe_dump_all(workloads))
+    (directory / "agents").symlink_to(DEPLOY / "agents")
     overlay = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
@@ -230,24 +295,48 @@ def test_component_does_what_injection_does(tmp_path: Path) -> None:
             {"name": "lattice", "literals": ["LATTICE_SERVER=https://lattice.example.com"]}
         ],
     }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
-    found = {one["metadata"]["name"]: one for one in kustomize(tmp_path)}
-    for document in found.values():
+    (directory / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    return {(one["kind"], one["metadata"]["name"]): one for one in kustomize(directory)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+def test_component_makes_what_kubernetes_takes(
+    with_component: dict[tuple[str, str], dict[str, Any]],
+) -> None:
+    for document in with_component.values():
         kubernetes_validate.validate(document, NATIVE, strict=True)
         kubernetes_validate.validate(document, NEWEST, strict=True)
-    assert "initContainers" not in found["unwanted"]["spec"]["template"]["spec"]
-    spec = found["wanted"]["spec"]["template"]["spec"]
-    first = WORKLOADS.partition("---")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+@pytest.mark.parametrize("kind", KINDS)
+def test_component_does_what_injection_does(
+    with_component: dict[tuple[str, str], dict[str, Any]], kind: str
+) -> None:
+    unwanted = with_component[kind, "unwanted"]
+    assert unwanted == workload(kind, "unwanted", {})
+    made = pod_of(with_component[kind, "wanted"])
     options = Options(server="https://lattice.example.com", containers=("agent",))
-    injected = yaml.safe_load(inject(first, options).text)["spec"]["template"]["spec"]
+    text = yaml.safe_dump(workload(kind, "wanted", {"lattice.io/inject": "true"}))
+    told = pod_of(yaml.safe_load(inject(text, options).text))
+    assert made["metadata"]["labels"] == told["metadata"]["labels"]
+    assert "lattice.io/agent-managed" in made["metadata"]["labels"]
+    spec, injected = made["spec"], told["spec"]
+    assert spec.keys() == injected.keys()
     for lists in ("initContainers", "containers", "volumes"):
         names = [[one["name"] for one in which[lists]] for which in (spec, injected)]
         assert names[0] == names[1]
-    assert spec["containers"][0]["env"] == injected["containers"][0]["env"]
+    assert spec["containers"] == injected["containers"]
     assert spec["volumes"] == injected["volumes"]
-    for made, told in zip(spec["initContainers"][:2], injected["initContainers"], strict=False):
-        config = made.pop("envFrom")[0]["configMapRef"]["name"]
-        assert found[config]["data"] == {"LATTICE_SERVER": "https://lattice.example.com"}
-        for key in set(made) - {"env"}:
-            assert made[key] == told[key], key
-        assert all(one in told["env"] for one in made["env"])
+    for ours, theirs in zip(spec["initContainers"], injected["initContainers"], strict=True):
+        if ours["name"] == "fetch":
+            assert ours == theirs
+            continue
+        config = ours.pop("envFrom")[0]["configMapRef"]["name"]
+        data = with_component["ConfigMap", config]["data"]
+        assert data == {"LATTICE_SERVER": "https://lattice.example.com"}
+        for key in set(ours) - {"env"}:
+            assert ours[key] == theirs[key], key
+        assert all(one in theirs["env"] for one in ours["env"])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 
 import pytest
 
 from lattice_k8s_job.layout import USER_ID, Sidecar
+from lattice_k8s_job.others import SETTLE
 from lattice_sdk.testing.world import World
 from support.jobs import GRANTED, clients, fail_and_leave_nothing, job, peer_of, watched
 from support.node import Node, wait_for
@@ -14,7 +17,14 @@ from support.pods import Pod
 
 pytestmark = [pytest.mark.pods, pytest.mark.slow, pytest.mark.timeout(240, func_only=True)]
 
-SECOND = {"name": "second", "command": ["/usr/bin/python3", "-c", "import time; time.sleep(6)"]}
+GOES_ON = """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+print("ready", flush=True)
+signal.pause()
+"""
+# A container that goes on until it is told to end.
+SECOND = {"name": "second", "command": ["/usr/bin/python3", "-c", GOES_ON.strip()]}
 
 
 def ordinary(node: Node, world: World, **settings: object) -> Pod:
@@ -24,7 +34,6 @@ def ordinary(node: Node, world: World, **settings: object) -> Pod:
 
 def test_sidecar_ends_by_itself_when_all_others_have(node: Node, fabric: World) -> None:
     with ordinary(node, fabric, VISIT=GRANTED) as pod:
-        # Another container that goes on for longer than the agent.
         pod.spec["containers"].append({**SECOND, "image": node.images.agent})
         pod.regular.append("second")
         sidecar = next(one for one in pod.spec["containers"] if one["name"] == "lattice-sidecar")
@@ -33,10 +42,15 @@ def test_sidecar_ends_by_itself_when_all_others_have(node: Node, fabric: World) 
                 variable["value"] = "2"
         pod.start()
         peer = peer_of(fabric, pod)["peerId"]
+        wait_for("the second to be ready", lambda: "ready" in pod.logs("second"), 60)
         wait_for("the agent to end", lambda: not pod.running("agent"), 60)
-        if pod.running("second"):
-            assert pod.running("lattice-sidecar")
+        looked = pod.ended_at("agent") + 4 * SETTLE
+        wait_for("the sidecar to have looked", lambda: time.time() > looked)
+        assert pod.running("second")
+        assert pod.running("lattice-sidecar")
+        assert fabric.knows(peer)
         with watched(fabric, peer) as watch:
+            pod.kill("second", signal.SIGTERM)
             assert pod.wait() == "Succeeded"
             ended = max(pod.ended_at("agent"), pod.ended_at("second"))
             watch.expect_gone(ended, "the last container's end")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lattice_k8s_job.layout import Mode
 from lattice_sdk import LatticeAgent
 from lattice_sdk.testing.gate import Gate
 from lattice_sdk.testing.world import World
@@ -60,8 +61,8 @@ def test_job_longer_than_its_ttl_keeps_its_identity_also_while_the_control_plane
     node: Node, fabric: World
 ) -> None:
     with Gate(fabric.server) as gate:
-        settings = {"VISIT": GRANTED, "SECONDS": "18", "PAUSE": "0.5"}
-        with job(node, fabric, server=gate.url, options={"ttl": "8s"}, **settings) as pod:
+        settings = {"VISIT": GRANTED, "SECONDS": "27", "PAUSE": "0.5"}
+        with job(node, fabric, server=gate.url, options={"ttl": "12s"}, **settings) as pod:
             pod.start()
             peer = peer_of(fabric, pod)
             wait_for("a first visit", lambda: clients(pod), 60)
@@ -204,7 +205,11 @@ def test_agents_container_has_nothing_secret(node: Node, fabric: World) -> None:
         pod.start()
         wait_for("a first visit", lambda: clients(pod), 60)
         saved = json.loads((pod.volume("lattice-identity") / "identity/identity.json").read_text())
-        assert (pod.volume("lattice-identity") / "identity").stat().st_mode & 0o777 == 0o700
+        directory = pod.volume("lattice-identity") / "identity"
+        assert directory.stat().st_mode & 0o777 == 0o700
+        files = {one.name: oct(one.stat().st_mode & 0o777) for one in directory.rglob("*")}
+        assert "identity.json" in files
+        assert set(files.values()) == {"0o600"}, files
         found = json.loads(pod.execute("agent", "/usr/bin/python3", "-c", LOOK))
         assert found["uid"] == 0, "a root agent is the hard case"
         assert "/run/lattice" not in found["mounts"]
@@ -223,6 +228,48 @@ def test_agents_container_has_nothing_secret(node: Node, fabric: World) -> None:
         assert status["NoNewPrivs"] == "1"
         assert "0" not in status["Uid"].split()
         pod.delete(grace=1)
+
+
+WRITE = """
+import errno, json, os, sys
+told = {}
+for directory in sys.argv[1:]:
+    try:
+        open(directory + "/probe", "w").close()
+        told[directory] = "written"
+    except OSError as error:
+        told[directory] = errno.errorcode[error.errno]
+mounts = [line.split() for line in open("/proc/self/mounts")]
+told["identity"] = [(kind, options) for _, at, kind, options, *_ in mounts if at == "/run/lattice"]
+print(json.dumps(told))
+""".strip()
+# Of the image; /run/lattice is what the two containers have in common.
+DIRECTORIES = ("/", "/opt/lattice", "/usr", "/etc", "/var")
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_our_containers_write_nothing_but_the_identity_and_that_is_in_memory(
+    node: Node, fabric: World, mode: Mode
+) -> None:
+    settings = {"options": {"mode": mode}, "VISIT": GRANTED, "SECONDS": "600", "PAUSE": "0.2"}
+    with job(node, fabric, **settings) as pod:
+        pod.start()
+        look = ("/usr/bin/python3", "-c", WRITE, *DIRECTORIES, "/run/lattice")
+        of_sidecar = json.loads(pod.execute("lattice-sidecar", *look))
+        pod.delete(grace=1)
+    with job(node, fabric, **settings) as pod:
+        init = pod.spec["initContainers"][0]
+        init |= {"command": [*look[:2], f"{WRITE}\nsys.exit(9)", *look[3:]], "args": []}
+        with pytest.raises(InitError) as failure:
+            pod.start()
+        assert (failure.value.container, failure.value.status) == ("lattice-init", 9)
+        of_init = json.loads(failure.value.told)
+    for told in (of_sidecar, of_init):
+        assert {told[directory] for directory in DIRECTORIES} == {"EROFS"}, told
+        assert told["/run/lattice"] == "written", told
+        ((kind, options),) = told["identity"]
+        assert kind == "tmpfs"
+        assert "size=8192k" in options.split(",")
 
 
 def test_proxy_is_the_pods_own(node: Node, fabric: World) -> None:

@@ -113,8 +113,8 @@ def test_job_longer_than_its_ttl_keeps_its_identity_also_while_the_control_plane
     node: Node, fabric: World
 ) -> None:
     with Gate(fabric.server) as gate:
-        settings = {"VISIT": GRANTED, "SECONDS": "16", "PAUSE": "0.5"}
-        with locked(node, fabric, server=gate.url, options={"ttl": "8s"}, **settings) as pod:
+        settings = {"VISIT": GRANTED, "SECONDS": "27", "PAUSE": "0.5"}
+        with locked(node, fabric, server=gate.url, options={"ttl": "12s"}, **settings) as pod:
             pod.start()
             peer = peer_of(fabric, pod)
             wait_for("a first visit", lambda: clients(pod), 60)

@@ -34,6 +34,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, di
         yield api, {"admin": api.fabric.admin_token} | ours.bearers()
 
 
+@pytest.mark.timeout(420)  # more than the command has
 @pytest.mark.parametrize("kind", ROUTES)
 def test_answers_are_as_the_schema_says(
     attacked: tuple[Api, dict[str, str]], tmp_path: Path, kind: str

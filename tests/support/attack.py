@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 6.0  # seconds for an answer
+AGAIN = 2.0  # seconds until a datagram is sent again: any may be lost
 _libc = ctypes.CDLL(None, use_errno=True)
 ATTACKS: dict[str, Callable[..., Any]] = {}
 
@@ -86,27 +87,49 @@ def udp(host: str, port: int, broadcast: bool = False) -> str:
     """A datagram and its answer."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as datagrams:
-        datagrams.settimeout(PATIENCE)
         if broadcast:
             datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-            datagrams.sendto(b"hello", (host, port))
-        else:  # only who is connected learns of refusals (udp(7))
-            datagrams.connect((host, port))
-            datagrams.send(b"hello")
-        return datagrams.recv(4096).decode(errors="replace")
+            return _ask(datagrams, lambda: datagrams.sendto(b"hello", (host, port))).decode()
+        # Only who is connected learns of refusals (udp(7)).
+        datagrams.connect((host, port))
+        return _ask(datagrams, lambda: datagrams.send(b"hello")).decode()
+
+
+def _ask(
+    datagrams: socket.socket,
+    send: Callable[[], Any],
+    wanted: Callable[[bytes, Any], bool] = lambda data, sender: True,
+) -> bytes:
+    """Send again and again until an answer that is wanted has come.
+
+    Raises:
+        OSError: none came in time, or a refusal.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        send()
+        again = min(end, time.monotonic() + AGAIN)
+        while (left := again - time.monotonic()) > 0:
+            datagrams.settimeout(left)
+            try:
+                data, sender = datagrams.recvfrom(4096)
+            except TimeoutError:
+                continue
+            if wanted(data, sender):
+                return data
+        if again == end:
+            raise TimeoutError("timed out")
 
 
 @attack
 def multicast(group: str, port: int, interface: str) -> str:
     """A datagram to a group, by the interface of the given address where there is one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
-        datagrams.settimeout(PATIENCE)
         with contextlib.suppress(OSError):
             datagrams.setsockopt(
                 socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(interface)
             )
-        datagrams.sendto(b"hello", (group, port))
-        return datagrams.recvfrom(4096)[0].decode(errors="replace")
+        return _ask(datagrams, lambda: datagrams.sendto(b"hello", (group, port))).decode()
 
 
 @attack
@@ -116,10 +139,8 @@ def resolve(name: str, server: str, port: int, protocol: str) -> str:
     query = struct.pack(">HHHHHH", 7, 0x0100, 1, 0, 0, 0) + labels + b"\0" + b"\0\1\0\1"
     if protocol == "udp":
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
-            datagrams.settimeout(PATIENCE)
             datagrams.connect((server, port))
-            datagrams.send(query)
-            answer = datagrams.recv(512)
+            answer = _ask(datagrams, lambda: datagrams.send(query))
     else:
         with socket.create_connection((server, port), PATIENCE) as stream:
             stream.sendall(struct.pack(">H", len(query)) + query)
@@ -140,12 +161,12 @@ def ping(host: str, raw: bool) -> str:
     """An ICMP echo, by a raw socket or by one for pings."""
     kind = socket.SOCK_RAW if raw else socket.SOCK_DGRAM
     with socket.socket(socket.AF_INET, kind, socket.IPPROTO_ICMP) as echo:
-        echo.settimeout(PATIENCE)
-        echo.sendto(_echo(), (host, 0))
-        while True:
-            answer, sender = echo.recvfrom(4096)
-            if sender[0] == host and answer[20 if raw else 0] == 0:
-                return "echo reply"
+        _ask(
+            echo,
+            lambda: echo.sendto(_echo(), (host, 0)),
+            lambda answer, sender: sender[0] == host and answer[20 if raw else 0] == 0,
+        )
+    return "echo reply"
 
 
 def _echo() -> bytes:
@@ -328,6 +349,9 @@ def fork_bomb(file: str, number: int) -> str:
             os.setsid()
             if os.fork() == 0:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                null = os.open(os.devnull, os.O_RDWR)
+                for standard in range(3):  # nobody waits for its end by them
+                    os.dup2(null, standard)
                 for count in range(600):
                     Path(file).write_text(f"{count}")
                     time.sleep(0.1)

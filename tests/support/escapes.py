@@ -3,6 +3,7 @@
 python3 escapes.py NODE TCP_PORT UDP_PORT OTHER_POD GROUP
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -31,8 +32,11 @@ def tcp(address: str, port: int, device: str = "", mark: int = 0) -> bool:
 def udp(address: str, port: int) -> bool:
     with socket.socket(type=socket.SOCK_DGRAM) as datagrams:
         datagrams.settimeout(1)
-        datagrams.sendto(b"?", (address, port))
-        return datagrams.recv(10) == b"!"
+        for _ in range(4):  # any datagram may be lost
+            datagrams.sendto(b"?", (address, port))
+            with contextlib.suppress(TimeoutError):
+                return datagrams.recv(10) == b"!"
+        raise TimeoutError("timed out")
 
 
 def raw() -> bool:

@@ -1,4 +1,6 @@
-"""The images of the pod tests, built offline: a root file system of Debian packages, and wheels.
+"""The images of the pod tests: a root file system of Debian packages, and wheels.
+
+Those are fetched before; the builds themselves have no network.
 
 What was built is kept in .build/pods under a name made of all that went into it.
 """
@@ -93,7 +95,7 @@ def _lattice(
     distribution: str = "lattice-k8s-job",
     command: str = "lattice-k8s",
 ) -> str:
-    sources = [ROOT / "requirements.lock", *IMAGE.iterdir()]
+    sources = [ROOT / "requirements.lock", Path(__file__), *IMAGE.iterdir()]
     for package in ("core", "engine", distribution.removeprefix("lattice-")):
         sources += (ROOT / "packages" / package / "src").rglob("*.py")
         sources += (ROOT / "packages" / package).glob("pyproject.toml")
@@ -109,7 +111,7 @@ def _lattice(
         arguments = ("--build-arg", f"BASE={base}", "--build-arg", f"COMMAND={command}")
         arguments += ("--build-arg", f"TITLE={distribution}", "--tag", name)
         file = str(IMAGE / "Containerfile")
-        podman("build", "--isolation=chroot", "--quiet", *arguments, "--file", file, str(context))
+        build_offline(podman, *arguments, "--file", file, str(context))
         shutil.rmtree(context)
         _forget_older(podman, name)
     return name
@@ -143,10 +145,18 @@ def _agent(podman: Podman, base: str, python: str) -> str:
         "ENV PYTHONUNBUFFERED=1\n"
         'ENTRYPOINT ["/usr/bin/python3", "/agent.py"]\n'
     )
-    podman("build", "--isolation=chroot", "--quiet", "--tag", name, str(directory))
+    build_offline(podman, "--tag", name, str(directory))
     shutil.rmtree(directory)
     _forget_older(podman, name)
     return name
+
+
+def build_offline(podman: Podman, *arguments: str) -> None:
+    """``podman build`` whose steps have no network, not even loopback.
+
+    With this isolation podman takes no ``--network=none``: they have podman's own.
+    """
+    podman("build", "--isolation=chroot", "--pull=never", "--quiet", *arguments, offline=True)
 
 
 def _there(podman: Podman, name: str) -> bool:

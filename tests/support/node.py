@@ -40,6 +40,7 @@ PROGRAMS = {
     "ip": "iproute2",
     "nft": "nftables",  # plays the cluster's network
     "nsenter": "util-linux",
+    "unshare": "util-linux",
 }
 # The first that works here: overlay does not on top of another overlay.
 DRIVERS = ("overlay", "vfs")
@@ -97,7 +98,7 @@ class Node:
         self._stack.close()
 
     def podman(self, *arguments: str, check: bool = True, **options: Any) -> str:
-        """A podman command; its output."""
+        """A podman command; its output. ``offline=True`` is without any network."""
         done = _podman(*arguments, **options)
         if check and done.returncode:
             raise AssertionError(f"podman {' '.join(arguments)}: {done.stderr[-2000:]}")
@@ -151,9 +152,11 @@ def inside(pid: int, function: Callable[[], T]) -> T:
     return result[0]
 
 
-def _podman(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def _podman(
+    *arguments: str, offline: bool = False, **options: Any
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["podman", *arguments],
+        [*(("unshare", "--net") if offline else ()), "podman", *arguments],
         env={
             **os.environ,
             "CONTAINERS_CONF": str(HOME / "containers.conf"),

@@ -344,25 +344,47 @@ class Pod:
         path.mkdir(parents=True)
         self._volumes.chmod(0o711)
         if "emptyDir" in volume:
-            size = volume["emptyDir"].get("sizeLimit", "16Mi").rstrip("i")
-            options = f"size={size},mode=0777"
-            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(path)], check=True)
+            if volume["emptyDir"].get("medium") == "Memory":
+                size = volume["emptyDir"].get("sizeLimit", "16Mi").rstrip("i")
+                options = ("-t", "tmpfs", "-o", f"size={size}")
+                subprocess.run(["mount", *options, "none", str(path)], check=True)
+            path.chmod(0o777)
+            self._give_to_group(path, 0o660)
+        elif "persistentVolumeClaim" in volume:
+            path.chmod(0o755)  # as a new file system is
+            self._give_to_group(path, 0o660)
         elif "secret" in volume:
-            secret = self._secrets[volume["secret"]["secretName"]]
-            _fill(path, secret, volume["secret"].get("items"))
+            wanted = volume["secret"]
+            secret = self._secrets[wanted["secretName"]]
+            _fill(path, secret, wanted.get("items"), wanted.get("defaultMode", 0o644))
+            self._give_to_group(path, 0o440)
         elif "configMap" in volume:
             wanted = volume["configMap"]
             absent: Mapping[str, str] | None = {} if wanted.get("optional") else None
             data = self._config_maps.get(wanted["name"], absent)
             assert data is not None, f"there is no ConfigMap {wanted['name']}"
-            _fill(path, data, wanted.get("items"))
+            _fill(path, data, wanted.get("items"), wanted.get("defaultMode", 0o644))
+            self._give_to_group(path, 0o440)
         elif "projected" in volume and self._service_account:
             (source,) = volume["projected"]["sources"]
             wanted = source["serviceAccountToken"]
-            _fill(path, {wanted["path"]: self._service_account(wanted["audience"])}, None)
+            _fill(path, {wanted["path"]: self._service_account(wanted["audience"])}, None, 0o644)
         else:
             raise AssertionError(f"no volume of this kind here: {volume}")
         return {"name": volume["name"], "hostPath": {"path": str(path), "type": "Directory"}}
+
+    def _give_to_group(self, path: Path, mode: int) -> None:
+        """What the kubelet does with a volume when there is an ``fsGroup``.
+
+        SetVolumeOwnership in its pkg/volume/volume_linux.go.
+        """
+        group = (self.spec.get("securityContext") or {}).get("fsGroup")
+        if group is None:
+            return
+        for one in (path, *path.iterdir()):
+            os.chown(one, -1, group)
+            more = mode | (0o2110 if one.is_dir() else 0)
+            one.chmod(one.stat().st_mode & 0o7777 | more)
 
     def _container(self, name: str) -> str:
         return f"{self.name}-{name}"
@@ -388,10 +410,12 @@ class InitError(Exception):
         self.container, self.status, self.told = container, status, told
 
 
-def _fill(path: Path, data: Mapping[str, str], items: list[dict[str, str]] | None) -> None:
+def _fill(
+    path: Path, data: Mapping[str, str], items: list[dict[str, str]] | None, mode: int
+) -> None:
     for item in items or [{"key": key, "path": key} for key in data]:
         (path / item["path"]).write_text(data[item["key"]])
-        (path / item["path"]).chmod(0o644)
+        (path / item["path"]).chmod(mode)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

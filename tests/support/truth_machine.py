@@ -64,7 +64,7 @@ class Truth:
     """A fabric with two workspaces, connectors in the first, and one engine for all tunnels.
 
     Attributes:
-        expiries: how many identities may be waited for to the end, which takes three seconds each.
+        expiries: how many identities may be renewed and waited for to the end, twelve seconds each.
     """
 
     def __init__(self, stack: ExitStack, fabric: Fabric, expiries: int) -> None:
@@ -179,9 +179,7 @@ class PolicyMachine(RuleBasedStateMachine):
         agent = living[which % len(living)]
         key = X25519PrivateKey.generate()
         body = {"publicKey": public(key)} if rotate else {}
-        path = f"/api/v1/peers/{agent.peer}/renew"
-        answer = self.truth.tunnels.call("POST", path, agent.token, body)
-        assert answer.status_code == 200, answer.text
+        self.renewed(agent, body)
         if rotate:
             change = {"interface": {"privateKey": private(key)}}
             self.truth.engine.client.patch_tunnel(agent.peer, change)
@@ -200,16 +198,24 @@ class PolicyMachine(RuleBasedStateMachine):
     @rule(place=places)
     def expire(self, place: str) -> None:
         self.truth.expiries -= 1
-        asked = time.monotonic()
         agent = self.agent(place, self.token(place), "coordinator", [], {"ttl": "6s"}, None)
+        first = time.monotonic() + 6.3
+        self.look_at_living(agent, first)
+        wait_for("half of its life", lambda: time.monotonic() > first - 3)
+        self.renewed(agent, {"ttl": "8s"})
+        second = time.monotonic() + 8.3
+        wait_for("the first deadline", lambda: time.monotonic() > first)
+        self.look_at_living(agent, second)
+        wait_for("the second deadline", lambda: time.monotonic() > second)
+        self.model.end(agent)
+
+    def look_at_living(self, agent: Agent, end: float) -> None:
+        """What an agent of a short life reaches, as long as it surely lives."""
         for flow in self.sample(4, [agent]):
-            if time.monotonic() - asked < 3:  # still alive when it is answered
+            if time.monotonic() < end - 2:  # still alive when it is answered
                 may = self.model.allows(flow)
                 real = passes(flow, may)
                 assert real == may, f"{flow}: {'passes' if real else 'refused'} "
-        expired = time.monotonic() + 6.3
-        wait_for("the deadline", lambda: time.monotonic() > expired)
-        self.model.end(agent)
 
     # What is looked at.
 
@@ -257,6 +263,11 @@ class PolicyMachine(RuleBasedStateMachine):
             self.truth.engine.client.delete_tunnel(tunnel["id"])
 
     # Helpers.
+
+    def renewed(self, agent: Agent, body: dict[str, str]) -> None:
+        path = f"/api/v1/peers/{agent.peer}/renew"
+        answer = self.truth.tunnels.call("POST", path, agent.token, body)
+        assert answer.status_code == 200, answer.text
 
     def enroll_as(self, place: str, preset: str) -> Agent:
         words = (BUILT_IN | self.model.presets.get(place, {}))[preset]
@@ -319,14 +330,8 @@ class PolicyMachine(RuleBasedStateMachine):
     def delegate_to(self, parent: Agent, preset: str) -> None:
         allow: list[tuple[str, str, int]] = []
         if "allow" in (BUILT_IN | self.model.presets[parent.workspace])[preset][0]:
-            # What the parent names itself, if it may, and is still there; else what it reaches.
-            named = {f"{service.name}.lattice" for service in self.services(parent.workspace)}
-            own = [
-                wish
-                for wish in parent.allow
-                if "allow" in self.model.words(parent)[0]
-                and (wish[0] in named or not wish[0].endswith(".lattice"))
-            ]
+            # What the parent names itself, if it reaches that; else what it reaches.
+            own = [wish for wish in parent.allow if self.reaches(parent, wish)]
             reached = [
                 (service.address, *wish)
                 for service in self.services(parent.workspace)
@@ -343,6 +348,18 @@ class PolicyMachine(RuleBasedStateMachine):
         denied = f"{preset} {allow} was not delegated by {parent.preset}: {answer.text}"
         assert answer.status_code == 201, denied
         self.agent(parent.workspace, answer.json()["enrollmentToken"], preset, allow, {}, parent)
+
+    def reaches(self, agent: Agent, wish: tuple[str, str, int]) -> bool:
+        """Whether an agent has at this moment what a rule of its own list asks for."""
+        to, protocol, port = wish
+        named = {f"{one.name}.lattice": one.address for one in self.services(agent.workspace)}
+        to = named.get(to, to)
+        if to[0].isdigit():
+            return self.model.allows(Flow(agent, to, protocol, port))
+        # A host name beyond a connector; the name of a service that has gone leads nowhere.
+        return not to.endswith(".lattice") and all(
+            "allow" in self.model.words(one)[0] and wish in one.allow for one in agent.line()
+        )
 
     def children(self, parent: Agent) -> list[str]:
         """Presets that may be delegated, while the line and the examples are not too long."""

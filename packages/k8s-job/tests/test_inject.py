@@ -169,6 +169,28 @@ def test_only_init_has_the_token_and_only_the_two_have_the_identity() -> None:
     }
 
 
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("sidecar", Sidecar)
+def test_identity_is_in_memory_alone(mode: Mode, sidecar: Sidecar) -> None:
+    options = Options(server="https://lattice.example.com", mode=mode, sidecar=sidecar)
+    spec = pod_spec(inject(manifest(), options).text)
+    (volume,) = [one for one in spec["volumes"] if one["name"] == layout.IDENTITY_VOLUME]
+    # Without a medium it would be on the node's disk, and with no limit all of its memory.
+    assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Mi"}
+    assert layout.STATE_DIR.startswith(f"{layout.IDENTITY_MOUNT}/")
+    ours = [
+        one
+        for one in (*spec["initContainers"], *spec["containers"])
+        if one["name"] in (layout.INIT, layout.SIDECAR)
+    ]
+    for container in ours:
+        # And nothing else of theirs can be written.
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        writable = [one["name"] for one in container["volumeMounts"] if not one.get("readOnly")]
+        assert writable == [layout.IDENTITY_VOLUME]
+    assert len(ours) == 2
+
+
 def test_proxy_mode_passes_the_restricted_pod_security_standard() -> None:
     spec = pod_spec(inject(manifest(), OPTIONS).text)
     for container in spec["initContainers"]:
