@@ -198,12 +198,11 @@ class PolicyMachine(RuleBasedStateMachine):
     @rule(place=places)
     def expire(self, place: str) -> None:
         self.truth.expiries -= 1
-        agent = self.agent(place, self.token(place), "coordinator", [], {"ttl": "6s"}, None)
-        first = time.monotonic() + 6.3
+        agent = self.agent(place, self.token(place), "coordinator", [], {"ttl": "8s"}, None)
+        first = time.monotonic() + 8.3
         self.look_at_living(agent, first)
-        wait_for("half of its life", lambda: time.monotonic() > first - 3)
-        self.renewed(agent, {"ttl": "8s"})
-        second = time.monotonic() + 8.3
+        self.renewed(agent, {"ttl": "14s"})
+        second = time.monotonic() + 14.3
         wait_for("the first deadline", lambda: time.monotonic() > first)
         self.look_at_living(agent, second)
         wait_for("the second deadline", lambda: time.monotonic() > second)

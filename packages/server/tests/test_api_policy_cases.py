@@ -28,6 +28,14 @@ def workspace(plane: Any, gateway: Any) -> Any:
     return plane
 
 
+def sub_agent(workspace: Any, parent: dict[str, Any], preset: str) -> None:
+    """Enroll one, named ``sub``."""
+    path = f"/api/v1/agents/{parent['peerId']}/delegate"
+    wish = {"subAgentName": "sub", "policyPreset": preset}
+    secret = workspace.call("POST", path, parent["enrollmentToken"], json=wish).json()
+    workspace.enrolled(secret["enrollmentToken"], "sub")
+
+
 def test_cases_are_decided_as_agents_would_be(workspace: Any) -> None:
     api, name = listed("api.example", "*.example.org"), listed("github-tools.lattice")
     cases = [
@@ -100,10 +108,7 @@ def test_a_proposal_is_decided_and_changes_nothing(workspace: Any, gateway: Any)
 def test_living_agents_are_parties_too(workspace: Any) -> None:
     token = workspace.token(kind="workspace", workspaceId="ws", presets=["coordinator"])
     one = workspace.enrolled(token, "planner", policyPreset="coordinator")
-    path = f"/api/v1/agents/{one['peerId']}/delegate"
-    wish = {"subAgentName": "sub", "policyPreset": "sandboxed"}
-    secret = workspace.call("POST", path, one["enrollmentToken"], json=wish).json()
-    workspace.enrolled(secret["enrollmentToken"], "sub")
+    sub_agent(workspace, one, "sandboxed")
     cases = [
         case("agent:planner", "github-tools", 443, "allow"),
         case(one["peerId"], "coordinator", 7000, "allow"),
@@ -126,10 +131,7 @@ def test_a_sub_agents_case_is_cut_as_its_grants_are(workspace: Any) -> None:
     workspace.manage("PUT", address, policy("services", "agents"))
     token = workspace.token(kind="workspace", workspaceId="ws", presets=["lead"])
     one = workspace.enrolled(token, "planner", policyPreset="lead")
-    path = f"/api/v1/agents/{one['peerId']}/delegate"
-    wish = {"subAgentName": "sub", "policyPreset": "hand"}
-    secret = workspace.call("POST", path, one["enrollmentToken"], json=wish).json()
-    workspace.enrolled(secret["enrollmentToken"], "sub")
+    sub_agent(workspace, one, "hand")
     asked = [case("agent:sub", "preset:lead", 7000, "allow")]
     assert workspace.manage("POST", PATH, {"cases": asked})["failed"] == 0
     narrower = {"cases": asked, "policy": policy("services")}

@@ -567,12 +567,11 @@ func TestEndRevokesWhatIsBeingMadeBeforeItWaitsForTheKeeper(t *testing.T) {
 func TestWhoWaitsForAKeeperThatFailsHearsOfItAtOnce(t *testing.T) {
 	s := newService("test", t.TempDir(), slog.New(slog.DiscardHandler))
 	attempts, hang := 0, make(chan struct{})
-	startNewKeeper = func() (*keeper.Keeper, error) {
+	s.newKeeper = func() (*keeper.Keeper, error) {
 		attempts++
 		<-hang
 		return nil, keeper.ErrLost
 	}
-	defer func() { startNewKeeper = keeper.Start }()
 	const callers = 5
 	failed := make(chan error, callers)
 	for range callers {

@@ -172,7 +172,7 @@ func (s *service) startKeeper() (*keeper.Keeper, error) {
 		if asked.Before(s.unkept) {
 			return nil, s.keeperFailure
 		}
-		started, err := startNewKeeper()
+		started, err := s.newKeeper()
 		if err != nil {
 			s.unkept, s.keeperFailure = time.Now(), err
 			return nil, err
@@ -182,8 +182,6 @@ func (s *service) startKeeper() (*keeper.Keeper, error) {
 	}
 	return s.keeper, nil
 }
-
-var startNewKeeper = keeper.Start // replaced by tests
 
 func (s *service) endKeeper() {
 	s.keeping.Lock()

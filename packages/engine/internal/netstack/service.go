@@ -50,6 +50,7 @@ type service struct {
 	keeping  sync.Mutex
 	keeper   *keeper.Keeper // nil until the first tunnel wants a namespace
 
+	newKeeper     func() (*keeper.Keeper, error)
 	unkept        time.Time // when the last attempt to start one failed
 	keeperFailure error
 }
@@ -57,7 +58,7 @@ type service struct {
 func newService(version, runtimeDir string, log *slog.Logger) *service {
 	return &service{version: version, runtimeDir: runtimeDir, log: log, started: time.Now(),
 		watchdog: newWatchdog(rejectAfter), ending: make(chan struct{}), events: &events{}, outside: newOutside(), alive: usualLiveness,
-		tunnels: map[string]*Tunnel{}, pending: map[string]*Revoke{}, making: map[string]*Revoke{}}
+		tunnels: map[string]*Tunnel{}, pending: map[string]*Revoke{}, making: map[string]*Revoke{}, newKeeper: keeper.Start}
 }
 
 type phases struct {
